@@ -1,0 +1,288 @@
+"""The words of EdgePACS as types: identifiers, states with their transition tables, records.
+
+Identifiers are made by validating constructors at the edge (`uid`, `ae_title`) and trusted
+from there on. Every state is a `State` member with a one-line meaning; every change of state
+goes through the transition table beside it (`require_transition`).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType, Self, TypeVar
+
+from edgepacs.errors import Conflict, InvalidValue
+
+UID = NewType("UID", str)
+AETitle = NewType("AETitle", str)
+ObjectId = NewType("ObjectId", bytes)  # 16 random bytes; names one sealed object
+InstanceId = NewType("InstanceId", int)  # row number; also the order of arrival
+SeriesId = NewType("SeriesId", int)
+StudyId = NewType("StudyId", int)
+
+UID_MAX_LENGTH = 64  # PS3.5 9.1
+AE_TITLE_MAX_LENGTH = 16  # PS3.5 6.2, VR AE
+
+_UID = re.compile(r"[0-9.]{1,64}")
+_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # printable ASCII without the backslash
+
+
+def uid(text: str, name: str = "UID") -> UID:
+    """`text` as a UID, its padding removed (PS3.5 9.1); leading zeros in a component are let pass.
+
+    Raises InvalidValue, naming `name`, for anything but 1 to 64 digits and dots.
+    """
+    stripped = text.rstrip("\0 ").lstrip(" ")
+    if not _UID.fullmatch(stripped):
+        raise InvalidValue(name, f"not a UID of 1 to {UID_MAX_LENGTH} digits and dots")
+    return UID(stripped)
+
+
+def ae_title(text: str, name: str = "AE title") -> AETitle:
+    """`text` as an AE title, spaces around it not being significant (PS3.5 6.2).
+
+    Raises InvalidValue, naming `name`, when it is empty, longer than 16 or not printable ASCII.
+    """
+    stripped = text.strip(" ")
+    if not _AE_TITLE.fullmatch(stripped):
+        raise InvalidValue(name, f"not 1 to {AE_TITLE_MAX_LENGTH} printable ASCII characters")
+    return AETitle(stripped)
+
+
+class State(StrEnum):
+    """A StrEnum whose members carry what they mean, in one line."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """Members are written as `NAME = value, meaning`."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+
+_AnyState = TypeVar("_AnyState", bound=State)
+
+
+def require_transition(
+    table: Mapping[_AnyState, frozenset[_AnyState]], old: _AnyState, new: _AnyState
+) -> None:
+    """Raise Conflict unless `table` lets `old` become `new`."""
+    if new not in table[old]:
+        raise Conflict(f"{type(old).__name__}: {old} cannot become {new}")
+
+
+class InstanceState(State):
+    """What stands behind one row of `instance`."""
+
+    STORED = "stored", "durable, and the version this SOP Instance UID stands for"
+    COMPARING = "comparing", "other bytes under a known UID; waits to be compared with the stored"
+    QUARANTINED = "quarantined", "other content under a known UID; kept until a person decides"
+    SUPERSEDED = "superseded", "replaced by a version a person chose; kept, never forwarded"
+    DISCARDED = "discarded", "given up by a person, or found to be the same; a tombstone"
+    EVICTED = "evicted", "bytes deleted after proof of delivery; a tombstone"
+
+
+_I = InstanceState
+INSTANCE_TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
+    _I.STORED: frozenset({_I.SUPERSEDED, _I.EVICTED}),
+    _I.COMPARING: frozenset({_I.QUARANTINED, _I.DISCARDED}),
+    _I.QUARANTINED: frozenset({_I.STORED, _I.DISCARDED}),
+    _I.SUPERSEDED: frozenset({_I.DISCARDED}),
+    _I.DISCARDED: frozenset(),
+    _I.EVICTED: frozenset({_I.STORED}),
+}
+
+
+class StudyState(State):
+    """What a person has said about a study."""
+
+    RECEIVED = "received", "nobody has said anything; the routing rules decide"
+    VERIFIED = "verified", "a technologist looked and approved"
+    HELD = "held", "a person stopped it; nothing of it leaves"
+    REJECTED = "rejected", "a technologist found it unfit; nothing of it leaves"
+
+
+_S = StudyState
+STUDY_TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
+    _S.RECEIVED: frozenset({_S.VERIFIED, _S.HELD, _S.REJECTED}),
+    _S.VERIFIED: frozenset({_S.HELD, _S.REJECTED}),
+    _S.HELD: frozenset({_S.RECEIVED, _S.VERIFIED, _S.REJECTED}),
+    _S.REJECTED: frozenset({_S.RECEIVED}),
+}
+
+
+class DeliveryKind(State):
+    """What a delivery carries."""
+
+    INSTANCE = "instance", "a SOP instance, by C-STORE or STOW-RS"
+    MPPS = "mpps", "a performed procedure step message"
+    NOTIFICATION = "notification", "an instance availability notification"
+    HL7 = "hl7", "an HL7 v2 message"
+    AUDIT = "audit", "an audit record"
+
+
+class DeliveryState(State):
+    """How far one subject has come on its way to one destination."""
+
+    QUEUED = "queued", "waits for its turn and for the line"
+    SENDING = "sending", "an attempt was recorded and is under way, or broke off in a crash"
+    SENT = "sent", "the destination answered success; no further proof yet"
+    AWAITING_COMMITMENT = "awaiting_commitment", "storage commitment asked for, not yet answered"
+    COMMITTED = "committed", "an N-EVENT-REPORT said the destination has committed it"
+    CONFIRMED_BY_QUERY = "confirmed_by_query", "found at the destination by its own identifier"
+    HELD = "held", "stopped by a rule or a person until released"
+    CANCELLED = "cancelled", "a person said it shall not be sent"
+    SUPERSEDED = "superseded", "its subject was replaced; the replacement has its own delivery"
+    FAILED = "failed", "refused for good; needs a person"
+
+
+_D = DeliveryState
+_INSTANCE_DELIVERY: Mapping[DeliveryState, frozenset[DeliveryState]] = {
+    _D.QUEUED: frozenset({_D.SENDING, _D.HELD, _D.CANCELLED, _D.SUPERSEDED, _D.FAILED}),
+    _D.SENDING: frozenset({_D.SENT, _D.QUEUED, _D.FAILED, _D.CONFIRMED_BY_QUERY, _D.HELD}),
+    _D.SENT: frozenset({_D.AWAITING_COMMITMENT, _D.CONFIRMED_BY_QUERY, _D.QUEUED}),
+    _D.AWAITING_COMMITMENT: frozenset(
+        {_D.COMMITTED, _D.CONFIRMED_BY_QUERY, _D.SENT, _D.QUEUED, _D.FAILED}
+    ),
+    _D.COMMITTED: frozenset(),
+    _D.CONFIRMED_BY_QUERY: frozenset({_D.COMMITTED}),
+    _D.HELD: frozenset({_D.QUEUED, _D.CANCELLED, _D.SUPERSEDED}),
+    _D.CANCELLED: frozenset({_D.QUEUED, _D.HELD}),
+    _D.SUPERSEDED: frozenset(),
+    _D.FAILED: frozenset({_D.QUEUED, _D.CANCELLED, _D.SUPERSEDED}),
+}
+# A message is proved by the answer to it: `sent` is its end.
+_MESSAGE_DELIVERY: Mapping[DeliveryState, frozenset[DeliveryState]] = {
+    state: frozenset() if state is _D.SENT else targets - {_D.CONFIRMED_BY_QUERY}
+    for state, targets in _INSTANCE_DELIVERY.items()
+    if state not in (_D.AWAITING_COMMITMENT, _D.COMMITTED, _D.CONFIRMED_BY_QUERY)
+}
+DELIVERY_TRANSITIONS: Mapping[DeliveryKind, Mapping[DeliveryState, frozenset[DeliveryState]]] = {
+    kind: _INSTANCE_DELIVERY if kind is DeliveryKind.INSTANCE else _MESSAGE_DELIVERY
+    for kind in DeliveryKind
+}
+
+
+class HoldReason(State):
+    """Who or what keeps a delivery in `held`."""
+
+    UNVERIFIED = "unverified", "a rule wants the study verified first"
+    STUDY = "study", "the study is held or rejected"
+    PERSON = "person", "a person held this delivery"
+
+
+class LinkState(State):
+    """What is known about the line to a destination."""
+
+    UNKNOWN = "unknown", "not tried since start"
+    UP = "up", "the last association or probe went through"
+    DEGRADED = "degraded", "reachable, but the last exchange failed"
+    DOWN = "down", "not reachable; probed until it answers"
+
+
+class Origin(State):
+    """Where an instance came from. Only modality, import and local are routed."""
+
+    MODALITY = "modality", "sent by a peer by C-STORE or STOW-RS"
+    IMPORT = "import", "read from files by a person"
+    LOCAL = "local", "made on this node"
+    PREFETCH = "prefetch", "a prior fetched from outside"
+    FETCH_BACK = "fetch_back", "fetched again from a destination that had it"
+
+    @property
+    def routed(self) -> bool:
+        """Whether the routing rules apply to instances of this origin."""
+        return self in (Origin.MODALITY, Origin.IMPORT, Origin.LOCAL)
+
+
+class Service(State):
+    """What a calling AE title may use."""
+
+    ECHO = "echo", "C-ECHO"
+    STORE = "store", "C-STORE"
+    FIND = "find", "C-FIND"
+    MOVE = "move", "C-MOVE"
+    GET = "get", "C-GET"
+    WORKLIST = "worklist", "modality worklist C-FIND"
+    MPPS = "mpps", "modality performed procedure step"
+    COMMITMENT = "commitment", "storage commitment"
+
+
+class Role(State):
+    """What a user or token may do; each role may all that the one before it may."""
+
+    VIEWER = "viewer", "look at studies"
+    TECHNOLOGIST = "technologist", "verify, hold, reject and send studies; import"
+    ADMIN = "admin", "manage AE titles, destinations, rules, queue and users"
+
+    def covers(self, needed: "Role") -> bool:
+        """Whether this role may do what `needed` may."""
+        order = list(Role)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What is known of an instance before its data set is read."""
+
+    sop_class_uid: UID
+    sop_instance_uid: UID
+    transfer_syntax_uid: UID
+    origin: Origin
+    source: str  # calling AE title, user name or path-free description
+    association_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """What the index keeps of a data set: decoded text, empty where absent, never None.
+
+    `flags` names, in short words, what was odd about the data set.
+    """
+
+    sop_class_uid: UID
+    sop_instance_uid: UID
+    study_instance_uid: UID
+    series_instance_uid: UID
+    patient_id: str = ""
+    issuer_of_patient_id: str = ""
+    patient_name: str = ""
+    patient_birth_date: str = ""
+    patient_sex: str = ""
+    study_date: str = ""
+    study_time: str = ""
+    study_id: str = ""
+    accession_number: str = ""
+    study_description: str = ""
+    referring_physician: str = ""
+    institution: str = ""
+    modality: str = ""
+    series_number: str = ""
+    series_description: str = ""
+    body_part: str = ""
+    station_name: str = ""
+    laterality: str = ""
+    instance_number: str = ""
+    rows: int = 0
+    columns: int = 0
+    frames: int = 0
+    flags: tuple[str, ...] = field(default=())
+
+
+class Outcome(State):
+    """What committing an instance came to; each is Success to the modality."""
+
+    STORED = "stored", "a new instance"
+    DUPLICATE = "duplicate", "the same bytes were here already; no second copy is kept"
+    COMPARING = "comparing", "other bytes under a known UID; kept aside until compared"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The durable result of one ingest."""
+
+    outcome: Outcome
+    instance_id: InstanceId
+    study_id: StudyId
