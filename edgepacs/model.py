@@ -54,7 +54,7 @@ class State(StrEnum):
 
     meaning: str
 
-    def __new__(cls, value: str, meaning: str) -> Self:
+    def __new__(cls, value: str, meaning: str = "") -> Self:
         """Members are written as `NAME = value, meaning`."""
         member = str.__new__(cls, value)
         member._value_ = value

@@ -1,0 +1,153 @@
+"""Ingest: validate, seal, commit. Plain functions that any association, upload or import drives.
+
+    intake = Intake(store, arrival); intake.write(...)...; receipt = intake.commit()
+
+Nothing reaches a disk in plaintext, and nothing is acknowledged before `commit` has returned.
+"""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from typing import Protocol
+
+from edgepacs.clock import wall_ms
+from edgepacs.custody.scan import Scanner
+from edgepacs.errors import InvalidValue, LimitExceeded
+from edgepacs.model import UID, Arrival, Origin, Outcome, Receipt, uid
+from edgepacs.store import Store, instances
+from edgepacs.store.instances import Draft
+from edgepacs.telemetry import failpoint
+
+_BLOCK = 1 << 17
+
+
+class Intake:
+    """One instance on its way in. Either `commit` returns a receipt, or nothing of it stays."""
+
+    def __init__(self, store: Store, arrival: Arrival) -> None:
+        self._store = store
+        self._arrival = arrival
+        self._most = store.config.dicom.max_object_mib << 20
+        self._scanner = Scanner(arrival.transfer_syntax_uid)
+        self._writer = store.vault.new(arrival.sop_instance_uid)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next bytes of the encoded data set.
+
+        Raises InvalidValue, LimitExceeded, NoRoom, StorageFault.
+        """
+        if self._writer.length + len(data) > self._most:
+            raise LimitExceeded(f"data set: longer than {self._most >> 20} MiB")
+        self._scanner.feed(data)
+        self._writer.write(data)
+
+    def commit(self) -> Receipt:
+        """Seal the rest, make it durable, make it known; raises DatasetMismatch and as `write`.
+
+        This is the only way to Success (PS3.4 B.2.3): object, directory, keystore and index are
+        durable when it returns.
+        """
+        draft = self._seal()
+        failpoint("ingest.sealed")
+        # From here on a failure leaves the object to the sweep: whether the row has become
+        # durable is known only to the index.
+        receipt = instances.commit(self._store.db, [draft])[0]
+        failpoint("ingest.committed")
+        if receipt.outcome is Outcome.DUPLICATE:
+            self._store.vault.remove(draft.object_id)
+        elif receipt.outcome is Outcome.COMPARING:
+            self._store.ring("upkeep")
+        self._store.ring("forward")
+        return receipt
+
+    def _seal(self) -> Draft:
+        try:
+            attributes, pixel_offset = self._scanner.finish(self._arrival)
+            draft = Draft(
+                arrival=self._arrival,
+                attributes=attributes,
+                object_id=self._writer.object_id,
+                byte_length=self._writer.length,
+                sealed_length=0,
+                received_sha256=self._writer.sha256,
+                pixel_offset=pixel_offset,
+                received_ms=wall_ms(),
+            )
+            key_id, key = self._store.keystore.ensure_study_key(attributes.study_instance_uid)
+            size = self._writer.finish(key_id, key, draft.trailer())
+            return replace(draft, sealed_length=size)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Give it up; nothing of it stays on the disk."""
+        self._writer.discard()
+
+
+def receive(store: Store, arrival: Arrival, fragments: Iterable[bytes | memoryview]) -> Receipt:
+    """Take in one instance from the fragments of its encoded data set, in order."""
+    intake = Intake(store, arrival)
+    try:
+        for fragment in fragments:
+            intake.write(fragment)
+    except BaseException:
+        intake.discard()
+        raise
+    return intake.commit()
+
+
+class Readable(Protocol):
+    """Anything bytes can be read from, up to `size` at a time; b"" at the end."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+        ...
+
+
+def import_part10(store: Store, stream: Readable, *, source: str) -> Receipt:
+    """Take in one instance from a DICOM file (PS3.10 7.1) as a person hands it over.
+
+    Raises InvalidValue when it is not one, and as `receive`.
+    """
+    head = b""
+    while len(head) < _BLOCK and (more := stream.read(_BLOCK - len(head))):
+        head += more
+    meta, start = _file_meta(head)
+    syntax = _meta_uid(meta, 0x0010, "Transfer Syntax UID (0002,0010)")
+    # Tools rewrite UIDs in data sets and forget the meta information: the data set is believed.
+    scanner = Scanner(syntax)
+    scanner.feed(head[start:])
+    arrival = Arrival(
+        sop_class_uid=uid(scanner.sop_uid(0x00080016), "SOP Class UID (0008,0016)"),
+        sop_instance_uid=uid(scanner.sop_uid(0x00080018), "SOP Instance UID (0008,0018)"),
+        transfer_syntax_uid=syntax,
+        origin=Origin.IMPORT,
+        source=source,
+    )
+    rest = iter(lambda: stream.read(_BLOCK), b"")
+    return receive(store, arrival, chain([memoryview(head)[start:]], rest))
+
+
+def _file_meta(head: bytes) -> tuple[dict[int, bytes], int]:
+    """The values of group 0002 by element, and where the data set starts (PS3.10 7.1)."""
+    if head[128:132] != b"DICM":
+        raise InvalidValue("file", "not a DICOM file: no DICM after the preamble")
+    found: dict[int, bytes] = {}
+    position = 132
+    while head[position : position + 2] == b"\x02\x00" and position + 12 <= len(head):
+        element, vr, length = struct.unpack_from("<H2sH", head, position + 2)
+        position += 8
+        if vr in (b"OB", b"OW", b"UN", b"UT", b"SQ"):
+            length = struct.unpack_from("<I", head, position)[0]
+            position += 4
+        found[element] = head[position : position + length]
+        position += length
+    return found, position
+
+
+def _meta_uid(meta: dict[int, bytes], element: int, name: str) -> UID:
+    if element not in meta:
+        raise InvalidValue(name, "missing from the File Meta Information")
+    return uid(meta[element].decode("ascii", "replace"), name)

@@ -1,0 +1,201 @@
+"""The sender: one thread a destination, fed by the table of deliveries.
+
+A destination that is down is probed, never hammered: nothing is claimed for it, so an outage of
+any length costs no attempts. A ring of the doorbell or the return of the line wakes it at once.
+"""
+
+import random
+import threading
+from collections.abc import Sequence
+
+from edgepacs.clock import monotonic, wall_ms
+from edgepacs.dimse import Association, AssociationAborted, NoContextAccepted
+from edgepacs.errors import EdgePacsError, PeerError, PeerUnreachable
+from edgepacs.forward import transport
+from edgepacs.forward.transport import Verdict
+from edgepacs.model import DeliveryState, LinkState
+from edgepacs.store import Store, deliveries, peers
+from edgepacs.store.deliveries import Claim
+from edgepacs.store.peers import Destination
+from edgepacs.telemetry import Doorbell, failpoint, log, place_of
+
+BATCH = 100  # deliveries claimed at a time; also bounds the presentation contexts
+PROBE_SECONDS = 4.0  # how soon the return of a line is noticed
+REFUSED_SECONDS = 60.0  # how often one that rejects the association is tried again
+ERRAND_SECONDS = 1.0  # how soon a new destination or errand is seen without a ring
+GRACE_SECONDS = 5.0
+IDLE_SECONDS = 30.0  # how often the table is looked at without a ring
+FREE_BREAKS = 3  # broken lines an instance is not made to wait for
+RETRY_FIRST_MS = 15_000
+RETRY_MOST_MS = 15 * 60_000
+
+
+def retry_delay_ms(attempts: int) -> int:
+    """How long a delivery waits after its `attempts`-th passing failure, with jitter."""
+    most = min(RETRY_FIRST_MS * 2 ** min(attempts - 1, 10), RETRY_MOST_MS)
+    return random.randint(most // 2, most)  # noqa: S311  jitter, not a secret
+
+
+class Courier:
+    """Carries the deliveries of one destination, in a thread of its own."""
+
+    def __init__(self, store: Store, destination: Destination) -> None:
+        self._store = store
+        self.destination = destination
+        self._stop = threading.Event()
+        self._bell = threading.Event()
+        self._link = destination.link
+        self._not_before = 0.0  # monotonic seconds; while the link is down or refuses
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def ring(self) -> None:
+        """There may be something to send."""
+        self._bell.set()
+
+    def end(self) -> None:
+        """Stop after the instance being sent."""
+        self._stop.set()
+        self._bell.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait up to `seconds` for the last instance; what takes longer is broken off."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                wait = self._round()
+            except EdgePacsError as error:
+                log.warning("destination %d: %s", self.destination.id, error)
+                wait = PROBE_SECONDS
+            except Exception as error:  # noqa: BLE001  one destination never stops the others
+                log.error("destination %d: %s", self.destination.id, place_of(error))
+                wait = IDLE_SECONDS
+            self._bell.wait(wait)
+            self._bell.clear()
+
+    def _round(self) -> float:
+        """Do what can be done now; how many seconds to wait then."""
+        pause = self._not_before - monotonic()
+        if pause > 0:
+            return pause
+        due = deliveries.next_due_ms(self._store.db, self.destination.id)
+        if due is None:
+            return IDLE_SECONDS
+        if due > wall_ms():
+            return min((due - wall_ms()) / 1000, IDLE_SECONDS)
+        if self._link is not LinkState.UP and not self._probe():
+            return self._not_before - monotonic()
+        claims = deliveries.claim(self._store.db, self.destination.id, BATCH)
+        failpoint("forward.claimed")
+        self._send(claims)
+        return 0.0 if self._link is LinkState.UP else PROBE_SECONDS
+
+    def _probe(self) -> bool:
+        """Whether the destination answers a C-ECHO; a cheap way to ask before claiming."""
+        try:
+            transport.echo(self._store, self.destination)
+        except PeerError as error:
+            self._note_broken(error)
+            return False
+        self._note(LinkState.UP, "")
+        return True
+
+    def _note_broken(self, error: PeerError) -> None:
+        unreachable = isinstance(error, PeerUnreachable)
+        self._not_before = monotonic() + (PROBE_SECONDS if unreachable else REFUSED_SECONDS)
+        self._note(LinkState.DOWN if unreachable else LinkState.DEGRADED, str(error))
+
+    def _note(self, link: LinkState, words: str) -> None:
+        self._link = link
+        peers.set_link(self._store.db, self.destination.id, link, words)
+
+    def _send(self, claims: Sequence[Claim]) -> None:
+        waiting = list(claims)
+        words = "its association ended before its turn"
+        try:
+            with transport.open_association(self._store, self.destination, waiting) as association:
+                # An object that cannot be read aborts its association; the rest gets a new one.
+                while waiting and association.is_open and not self._stop.is_set():
+                    self._send_one(association, waiting.pop(0))
+        except NoContextAccepted as error:
+            for claim in waiting:
+                self._finish(claim, Verdict(DeliveryState.FAILED, str(error)))
+            return
+        except PeerError as error:
+            self._note_broken(error)
+            words = f"the line broke before its turn: {error}"
+        deliveries.give_back(self._store.db, [claim.id for claim in waiting], result=words)
+
+    def _send_one(self, association: Association, claim: Claim) -> None:
+        try:
+            verdict = transport.send(self._store, association, claim)
+        except PeerError as error:
+            verdict = Verdict(DeliveryState.QUEUED, f"the line broke: {error}")
+            # The line is not the instance's fault, unless it happens again and again.
+            hurry = claim.attempts <= FREE_BREAKS and not isinstance(error, AssociationAborted)
+            self._finish(claim, verdict, at_once=hurry)
+            raise
+        failpoint("forward.sent")
+        self._finish(claim, verdict)
+
+    def _finish(self, claim: Claim, verdict: Verdict, *, at_once: bool = False) -> None:
+        again = verdict.state is DeliveryState.QUEUED and not at_once
+        next_ms = wall_ms() + retry_delay_ms(claim.attempts) if again else 0
+        deliveries.finish(
+            self._store.db, claim.id, verdict.state, result=verdict.words, next_ms=next_ms
+        )
+
+
+class Sender:
+    """The forward role: a courier for every destination, and the errands of the console."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._couriers: dict[int, Courier] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Forward until `stop`."""
+        broken_off = deliveries.recover(self._store.db)
+        if broken_off:
+            log.info("%d deliveries were broken off and are queued again", broken_off)
+        bell = Doorbell(self._store.paths.doorbell("forward"))
+        while not stop.is_set():
+            self._keep_couriers()
+            self._run_errands()
+            if bell.wait(ERRAND_SECONDS):
+                for courier in self._couriers.values():
+                    courier.ring()
+        for courier in self._couriers.values():
+            courier.end()
+        for courier in self._couriers.values():
+            courier.join(GRACE_SECONDS)
+
+    def _keep_couriers(self) -> None:
+        """One courier per destination there is now."""
+        present = {one.id: one for one in peers.destinations(self._store.db)}
+        for number in self._couriers.keys() - present.keys():
+            self._couriers.pop(number).end()
+        for number in present.keys() - self._couriers.keys():
+            self._couriers[number] = Courier(self._store, present[number])
+
+    def _run_errands(self) -> None:
+        for errand in peers.open_errands(self._store.db, "forward"):
+            destination = next(
+                (d for d in peers.destinations(self._store.db) if d.id == errand.subject), None
+            )
+            words, succeeded = "the destination is gone", False
+            if destination is not None:
+                succeeded, words = echo_in_words(self._store, destination)
+            peers.answer(self._store.db, errand.id, succeeded=succeeded, result=words)
+
+
+def echo_in_words(store: Store, destination: Destination) -> tuple[bool, str]:
+    """Whether a destination answers C-ECHO, and what to tell a person."""
+    start = monotonic()
+    try:
+        transport.echo(store, destination)
+    except PeerError as error:
+        return False, str(error)
+    return True, f"answered C-ECHO in {(monotonic() - start) * 1000:.0f} ms"

@@ -1,0 +1,170 @@
+"""The DICOM listener: accepts connections, one thread an association, within bounds.
+
+A TLS handshake happens in the association's own thread under a deadline, so a silent peer delays
+nobody (PS3.15 B.12: TLS 1.2 or later).
+"""
+
+import contextlib
+import selectors
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+
+from edgepacs.dimse import Association, AssociationRejected, Limits, accept
+from edgepacs.errors import ConfigurationError, EdgePacsError
+from edgepacs.scp.admission import Gate
+from edgepacs.scp.storage import Attendant
+from edgepacs.store import Store
+from edgepacs.telemetry import log, place_of
+
+_BACKLOG = 128
+_REFUSING = 32  # threads beyond the bound that answer A-ASSOCIATE-RJ properly
+_HANDSHAKE_SECONDS = 10.0
+_GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.5
+
+
+class Listener:
+    """Serves every association of this node until stopped."""
+
+    def __init__(self, store: Store) -> None:
+        dicom = store.config.dicom
+        self._store = store
+        self._bound = dicom.max_associations
+        self._limits = Limits(object_bytes=(dicom.max_object_mib + 1) << 20)
+        self._tls = self._tls_context() if dicom.tls_port else None
+        self._lock = threading.Lock()
+        self._open: dict[int, Association | None] = {}
+        self._threads: dict[int, threading.Thread] = {}
+        self._next = 0
+
+    def run(self, stop: threading.Event, ready: threading.Event) -> None:
+        """Listen until `stop`; `ready` is set once peers can connect.
+
+        Raises ConfigurationError when an address cannot be bound.
+        """
+        with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+            for port, tls in self._ports():
+                bound = stack.enter_context(self._bind(port))
+                selector.register(bound, selectors.EVENT_READ, tls)
+            ready.set()
+            while not stop.is_set():
+                for key, _ in selector.select(_POLL_SECONDS):
+                    self._take(key.fileobj, key.data)  # type: ignore[arg-type]  # our sockets
+        self._finish()
+
+    def _ports(self) -> Iterator[tuple[int, ssl.SSLContext | None]]:
+        dicom = self._store.config.dicom
+        if dicom.port:
+            yield dicom.port, None
+        if dicom.tls_port:
+            yield dicom.tls_port, self._tls
+
+    def _bind(self, port: int) -> socket.socket:
+        host = self._store.config.dicom.host
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            raise ConfigurationError(
+                f"[dicom] {host} port {port}: cannot listen: {error.strerror}"
+            ) from error
+
+    def _tls_context(self) -> ssl.SSLContext:
+        folder = self._store.config.path.parent / "tls"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(folder / "site.crt", folder / "site.key")
+        except OSError as error:
+            raise ConfigurationError(f"{folder}: site certificate: {error.strerror}") from error
+        return context
+
+    def _take(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+        try:
+            connection, address = listening.accept()
+        except OSError as error:  # the peer is gone already, or there are no descriptors left
+            log.warning("accept failed: %s", error.strerror)
+            return
+        with self._lock:
+            if len(self._threads) >= self._bound + _REFUSING:
+                connection.close()
+                return
+            number = self._next = self._next + 1
+            thread = threading.Thread(
+                target=self._attend, args=(number, connection, address, tls), daemon=True
+            )
+            self._threads[number] = thread
+        thread.start()
+
+    def _crowded(self) -> bool:
+        with self._lock:
+            return len(self._open) >= self._bound
+
+    def _attend(
+        self,
+        number: int,
+        connection: socket.socket,
+        address: tuple[str, int],
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        try:
+            with contextlib.closing(connection):
+                self._associate(number, connection, address, tls)
+        except EdgePacsError as error:
+            log.info("association %d ended: %s: %s", number, type(error).__name__, error)
+        except OSError as error:
+            log.info("association %d ended: %s", number, error.strerror or type(error).__name__)
+        except Exception as error:  # noqa: BLE001  one association never takes the process down
+            log.error("association %d failed: %s", number, place_of(error))
+        finally:
+            with self._lock:
+                self._threads.pop(number, None)
+                self._open.pop(number, None)
+
+    def _associate(
+        self,
+        number: int,
+        connection: socket.socket,
+        address: tuple[str, int],
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        if tls is not None:
+            connection.settimeout(_HANDSHAKE_SECONDS)
+            connection = tls.wrap_socket(connection, server_side=True)
+        gate = Gate(self._store, self._crowded)
+        try:
+            association = accept(connection, (address[0], address[1]), gate, self._limits)
+        except AssociationRejected as rejection:
+            gate.note(rejection, address[0])
+            raise
+        with self._lock:
+            self._open[number] = association
+        attendant = Attendant(self._store, association)
+        try:
+            with association:
+                attendant.serve()
+        finally:
+            log.info(
+                "association %d: %d stored, %d refused",
+                number,
+                attendant.stored,
+                attendant.refused,
+            )
+
+    def _finish(self) -> None:
+        """Let associations end by themselves for a moment, then abort what is left."""
+        deadline = threading.Event()
+        timer = threading.Timer(_GRACE_SECONDS, deadline.set)
+        timer.start()
+        with self._lock:
+            threads = list(self._threads.values())
+        for thread in threads:
+            while thread.is_alive() and not deadline.is_set():
+                thread.join(_POLL_SECONDS / 5)
+        timer.cancel()
+        with self._lock:
+            left = [one for one in self._open.values() if one is not None]
+        for association in left:
+            association.abort()

@@ -1,0 +1,86 @@
+"""The services behind one association: Verification (PS3.4 A) and Storage (PS3.4 B) as SCP."""
+
+from collections.abc import Iterator
+
+from edgepacs.custody import ingest
+from edgepacs.dimse import Association, Field, Message
+from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError
+from edgepacs.model import UID, AETitle, Arrival, Origin, uid
+from edgepacs.store import Store, peers
+
+SUCCESS = 0x0000
+UNRECOGNISED_OPERATION = 0x0211  # PS3.7 C.5.20
+
+
+class Attendant:
+    """Serves the messages of one association, in order."""
+
+    def __init__(self, store: Store, association: Association) -> None:
+        self._store = store
+        self._association = association
+        self._number: int | None = None
+        self.stored = 0
+        self.refused = 0
+
+    def serve(self) -> None:
+        """Answer until the peer releases; raises PeerError when the association breaks."""
+        for message in self._association.messages():
+            if message.command.field == Field.C_ECHO_RQ:
+                self._association.respond(message, SUCCESS)  # PS3.4 A.4
+            elif message.command.field == Field.C_STORE_RQ:
+                self._store_instance(message)
+            else:
+                self._association.respond(message, UNRECOGNISED_OPERATION)
+
+    def _store_instance(self, message: Message) -> None:
+        """C-STORE (PS3.4 B.2.3): Success only when the instance is durable and known."""
+        try:
+            ingest.receive(self._store, self._arrival(message), _data(message))
+        except PeerError:
+            raise  # the association itself is over: there is nobody to answer
+        except EdgePacsError as error:
+            self.refused += 1
+            self._refuse(message, error)
+        else:
+            self.stored += 1
+            self._association.respond(message, SUCCESS)
+
+    def _refuse(self, message: Message, error: EdgePacsError) -> None:
+        tag = error.tag if isinstance(error, DatasetMismatch) else None
+        self._association.respond(
+            message,
+            error.dimse_status,
+            comment=str(error),
+            offending=() if tag is None else (tag,),
+        )
+
+    def _arrival(self, message: Message) -> Arrival:
+        command = message.command
+        return Arrival(
+            sop_class_uid=uid(command.sop_class_uid, "Affected SOP Class UID (0000,0002)"),
+            sop_instance_uid=uid(command.sop_instance_uid, "Affected SOP Instance UID (0000,1000)"),
+            transfer_syntax_uid=UID(message.context.transfer_syntax),
+            origin=Origin.MODALITY,
+            source=self._association.calling_ae,
+            association_id=self._association_number(),
+        )
+
+    def _association_number(self) -> int:
+        """The association's row, written with its first instance: an echo leaves none."""
+        if self._number is None:
+            agreement = self._association.agreement
+            self._number = peers.note_association(
+                self._store.db,
+                calling_ae=AETitle(agreement.calling_ae),
+                called_ae=AETitle(agreement.called_ae),
+                host=agreement.peer.host,
+                implementation=f"{agreement.implementation_class_uid} "
+                f"{agreement.implementation_version}".strip(),
+            )
+        return self._number
+
+
+def _data(message: Message) -> Iterator[memoryview]:
+    if message.data is None:
+        raise InvalidValue("data set", "absent from the C-STORE request")
+    return message.data

@@ -1,0 +1,101 @@
+"""fsck: rows and objects against each other, and every object against its authentication tags."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from edgepacs.errors import Busy, EdgePacsError
+from edgepacs.model import InstanceId, ObjectId
+from edgepacs.store import Store, audit, instances
+from edgepacs.store.instances import Instance
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What a check found. Lists hold row numbers of instances, or object ids in hex."""
+
+    rows: int = 0
+    objects: int = 0
+    verified: int = 0
+    missing: list[int] = field(default_factory=list)  # rows whose object is gone
+    broken: dict[int, str] = field(default_factory=dict)  # rows whose object does not authenticate
+    mismatched: dict[int, str] = field(default_factory=dict)  # rows that say other than the object
+    orphans: list[str] = field(default_factory=list)  # objects no row refers to
+    unsettled: list[str] = field(default_factory=list)  # the same, while somebody is writing
+    index: list[str] = field(default_factory=list)  # what the index's own check found
+    swept: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not (self.missing or self.broken or self.mismatched or self.orphans or self.index)
+
+
+def check(store: Store) -> Report:
+    """Prove rows ↔ objects ↔ tags; changes nothing. Reads every object whole."""
+    report = Report(index=[*store.db.problems(), *_audit_problems(store)])
+    _find_strays(store, report)
+    for instance in _with_objects(store):
+        report.rows += 1
+        _check_object(store, instance, report)
+    return report
+
+
+def _audit_problems(store: Store) -> Iterator[str]:
+    broken = audit.broken_at(store.db)
+    if broken is not None:
+        yield f"audit record {broken} does not follow from the one before it"
+
+
+def _find_strays(store: Store, report: Report) -> None:
+    """Objects no row refers to: orphans only if nobody can be about to commit them."""
+    try:
+        with store.vault.alone():
+            report.orphans = [stray.hex() for stray in _strays(store, report)]
+    except Busy:
+        report.unsettled = [stray.hex() for stray in _strays(store, report)]
+
+
+def _strays(store: Store, report: Report) -> list[ObjectId]:
+    # The objects are listed first: one committed in between is then among the rows.
+    present = list(store.vault.object_ids())
+    known = instances.known_objects(store.db)
+    report.objects = len(present)
+    return [object_id for object_id in present if object_id not in known]
+
+
+def _with_objects(store: Store) -> Iterator[Instance]:
+    for number in sorted(instances.known_objects(store.db).values()):
+        yield instances.instance(store.db, InstanceId(number))
+
+
+def _check_object(store: Store, instance: Instance, report: Report) -> None:
+    assert instance.object_id is not None
+    if not store.vault.exists(instance.object_id):
+        report.missing.append(instance.id)
+        return
+    try:
+        with store.vault.open(instance.object_id, instance.sop_instance_uid) as reader:
+            length = sum(map(len, reader.chunks()))
+            trailer = reader.trailer()
+    except EdgePacsError as error:
+        report.broken[instance.id] = str(error)
+        return
+    row = (instance.sop_instance_uid, instance.received_sha256.hex(), instance.byte_length)
+    sealed = (trailer["sop_instance_uid"], trailer["received_sha256"], length)
+    if row == sealed:
+        report.verified += 1
+    else:
+        report.mismatched[instance.id] = "the row differs from what was sealed with the object"
+
+
+def sweep(store: Store) -> int:
+    """Remove objects no row refers to; how many. Raises Busy while anybody writes objects.
+
+    Such an object was never acknowledged: its sender was told nothing, or not Success.
+    """
+    report = Report()
+    with store.vault.alone():
+        strays = _strays(store, report)
+        for stray in strays:
+            store.vault.remove(stray)
+    return len(strays)

@@ -1,0 +1,408 @@
+"""Instances: the one commit point, and what may happen to an instance afterwards.
+
+`commit` is the only function that makes an instance known. It runs in one transaction after the
+sealed bytes are durable, so a row exists if and only if its bytes do.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgepacs.model import (
+    INSTANCE_TRANSITIONS,
+    UID,
+    Arrival,
+    Attributes,
+    InstanceId,
+    InstanceState,
+    ObjectId,
+    Origin,
+    Outcome,
+    Receipt,
+    StudyId,
+    StudyState,
+    require_transition,
+)
+from edgepacs.store import audit, deliveries
+from edgepacs.store.db import Database, Transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An instance whose sealed bytes are durable and whose row is not yet written."""
+
+    arrival: Arrival
+    attributes: Attributes
+    object_id: ObjectId
+    byte_length: int
+    sealed_length: int
+    received_sha256: bytes
+    pixel_offset: int
+    received_ms: int
+
+    def trailer(self) -> dict[str, Any]:
+        """What is sealed with the object, so that the row can be made again from it."""
+        return {
+            **asdict(self.attributes),
+            "transfer_syntax_uid": self.arrival.transfer_syntax_uid,
+            "origin": self.arrival.origin,
+            "source": self.arrival.source,
+            "byte_length": self.byte_length,
+            "received_sha256": self.received_sha256.hex(),
+            "pixel_offset": self.pixel_offset,
+            "received_ms": self.received_ms,
+        }
+
+    @classmethod
+    def from_trailer(
+        cls, trailer: dict[str, Any], object_id: ObjectId, sealed_length: int
+    ) -> "Draft":
+        """The draft that `trailer` was sealed from."""
+        values = dict(trailer)
+        arrival = Arrival(
+            sop_class_uid=values["sop_class_uid"],
+            sop_instance_uid=values["sop_instance_uid"],
+            transfer_syntax_uid=UID(values.pop("transfer_syntax_uid")),
+            origin=Origin(values.pop("origin")),
+            source=values.pop("source"),
+        )
+        own = {name: values.pop(name) for name in ("byte_length", "pixel_offset", "received_ms")}
+        sha256 = bytes.fromhex(values.pop("received_sha256"))
+        values["flags"] = tuple(values["flags"])
+        return cls(
+            arrival=arrival,
+            attributes=Attributes(**values),
+            object_id=object_id,
+            sealed_length=sealed_length,
+            received_sha256=sha256,
+            **own,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One row of `instance`."""
+
+    id: InstanceId
+    study: StudyId
+    series: int
+    sop_instance_uid: UID
+    sop_class_uid: UID
+    transfer_syntax_uid: UID
+    received_syntax_uid: UID
+    state: InstanceState = field(metadata={"make": InstanceState})
+    version: int
+    object_id: ObjectId | None
+    byte_length: int
+    sealed_length: int
+    received_sha256: bytes
+    pixel_offset: int
+    instance_number: str
+    rows: int
+    columns: int
+    frames: int
+    flags: str
+    origin: Origin = field(metadata={"make": Origin})
+    source: str
+    received_ms: int
+
+
+_COLUMNS = ", ".join(Instance.__slots__)
+
+
+def instance(db: Database, number: InstanceId) -> Instance:
+    """The instance of that row number; raises NotFound."""
+    with db.read() as tx:
+        return within(tx, number)
+
+
+def within(tx: Transaction, number: InstanceId) -> Instance:
+    """The same, as this transaction sees it."""
+    sql = f"SELECT {_COLUMNS} FROM instance WHERE id = ?"  # noqa: S608
+    return tx.record(Instance, f"instance: there is no instance {number}", sql, number)
+
+
+def of_series(db: Database, series: int) -> list[Instance]:
+    """The stored instances of a series, by instance number and then arrival."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM instance WHERE series = ? AND state = 'stored' "  # noqa: S608
+        "ORDER BY CAST(instance_number AS INTEGER), id"
+    )
+    with db.read() as tx:
+        return tx.records(Instance, sql, series)
+
+
+def in_state(db: Database, state: InstanceState, study: StudyId | None = None) -> list[Instance]:
+    """Every instance in `state`, of one study or of all, oldest first."""
+    sql = f"SELECT {_COLUMNS} FROM instance WHERE state = ? AND (? IS NULL OR study = ?)"  # noqa: S608
+    with db.read() as tx:
+        return tx.records(Instance, sql + " ORDER BY id", state, study, study)
+
+
+def stored_version(db: Database, sop_instance_uid: UID) -> Instance | None:
+    """The version a SOP Instance UID stands for, if there is one."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM instance "  # noqa: S608
+        "WHERE sop_instance_uid = ? AND state = 'stored'"
+    )
+    with db.read() as tx:
+        return next(iter(tx.records(Instance, sql, sop_instance_uid)), None)
+
+
+def commit(db: Database, drafts: Sequence[Draft]) -> list[Receipt]:
+    """Make sealed instances known, all in one transaction; durable on return.
+
+    The bytes of a Draft answered DUPLICATE are not referred to: its object is the caller's to
+    remove. Every answer is Success to the modality (PS3.4 B.2.3).
+    """
+    with db.write() as tx:
+        return [_commit_one(tx, draft) for draft in drafts]
+
+
+def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
+    known = tx.rows(
+        "SELECT id, study, state, received_sha256, received_syntax_uid FROM instance "
+        "WHERE sop_instance_uid = ? AND state IN ('stored', 'comparing', 'quarantined')",
+        draft.arrival.sop_instance_uid,
+    )
+    same = (draft.received_sha256, draft.arrival.transfer_syntax_uid)
+    for number, study, _, sha256, syntax in known:
+        if (sha256, syntax) == same:
+            return _answer(tx, draft, Outcome.DUPLICATE, number, study)
+    study = _place_study(tx, draft)
+    series = _place_series(tx, draft, study)
+    outcome = Outcome.COMPARING if any(row[2] == "stored" for row in known) else Outcome.STORED
+    number = _insert(tx, draft, study, series, outcome)
+    if outcome is Outcome.STORED:
+        _count(tx, study, series, 1, draft.byte_length)
+        deliveries.due(tx, InstanceId(number), StudyId(study), draft.arrival, draft.attributes)
+    return _answer(tx, draft, outcome, number, study)
+
+
+def _answer(tx: Transaction, draft: Draft, outcome: Outcome, number: int, study: int) -> Receipt:
+    audit.record(
+        tx,
+        actor=draft.arrival.source,
+        act=f"instance {outcome}",
+        kind="instance",
+        subject=number,
+        detail=draft.arrival.origin,
+    )
+    return Receipt(outcome=outcome, instance_id=InstanceId(number), study_id=StudyId(study))
+
+
+def _insert(tx: Transaction, draft: Draft, study: int, series: int, outcome: Outcome) -> int:
+    arrival, attributes = draft.arrival, draft.attributes
+    state = InstanceState.STORED if outcome is Outcome.STORED else InstanceState.COMPARING
+    version = tx.number(
+        "SELECT MAX(version) FROM instance WHERE sop_instance_uid = ?", arrival.sop_instance_uid
+    )
+    return tx.insert(
+        "instance",
+        {
+            "series": series,
+            "study": study,
+            "sop_instance_uid": arrival.sop_instance_uid,
+            "sop_class_uid": arrival.sop_class_uid,
+            "transfer_syntax_uid": arrival.transfer_syntax_uid,
+            "received_syntax_uid": arrival.transfer_syntax_uid,
+            "state": state,
+            "version": version + 1,
+            "object_id": draft.object_id,
+            "byte_length": draft.byte_length,
+            "sealed_length": draft.sealed_length,
+            "received_sha256": draft.received_sha256,
+            "pixel_offset": draft.pixel_offset,
+            "instance_number": attributes.instance_number,
+            "rows": attributes.rows,
+            "columns": attributes.columns,
+            "frames": attributes.frames,
+            "flags": " ".join(attributes.flags),
+            "origin": arrival.origin,
+            "source": arrival.source,
+            "association": arrival.association_id,
+            "received_ms": draft.received_ms,
+        },
+    )
+
+
+def _place_patient(tx: Transaction, draft: Draft) -> int:
+    """The patient's row: (Patient ID, issuer), or one per study where the ID is empty."""
+    a = draft.attributes
+    alone_in = "" if a.patient_id else a.study_instance_uid
+    found = tx.first(
+        "SELECT id FROM patient WHERE patient_id = ? AND issuer = ? AND alone_in = ?",
+        a.patient_id,
+        a.issuer_of_patient_id,
+        alone_in,
+    )
+    if found:
+        return int(found[0])
+    return tx.insert(
+        "patient",
+        {
+            "patient_id": a.patient_id,
+            "issuer": a.issuer_of_patient_id,
+            "alone_in": alone_in,
+            "name": a.patient_name,
+            "birth_date": a.patient_birth_date,
+            "sex": a.patient_sex,
+            "created_ms": draft.received_ms,
+        },
+    )
+
+
+def _place_study(tx: Transaction, draft: Draft) -> int:
+    """The study's row, made or brought up to date; one UID with two patients is flagged."""
+    patient = _place_patient(tx, draft)
+    a = draft.attributes
+    found = tx.rows(
+        "SELECT id, patient, modalities FROM study WHERE study_instance_uid = ?",
+        a.study_instance_uid,
+    )
+    mine = next((row for row in found if row[1] == patient), None)
+    if mine is None:
+        number = _new_study(tx, draft, patient)
+        for study in [number, *(row[0] for row in found)] if found else []:
+            flag_study(tx, study, "two-patients")
+        return number
+    modalities = mine[2].split("\\")
+    if a.modality and a.modality not in modalities:
+        modalities = sorted(m for m in [*modalities, a.modality] if m)
+    tx.run(
+        "UPDATE study SET modalities = ?, received_ms = MAX(received_ms, ?) WHERE id = ?",
+        "\\".join(modalities),
+        draft.received_ms,
+        mine[0],
+    )
+    return int(mine[0])
+
+
+def _new_study(tx: Transaction, draft: Draft, patient: int) -> int:
+    a = draft.attributes
+    return tx.insert(
+        "study",
+        {
+            "study_instance_uid": a.study_instance_uid,
+            "patient": patient,
+            "state": StudyState.RECEIVED,
+            "state_ms": draft.received_ms,
+            "patient_name": a.patient_name,
+            "patient_id": a.patient_id,
+            "issuer": a.issuer_of_patient_id,
+            "birth_date": a.patient_birth_date,
+            "sex": a.patient_sex,
+            "study_date": a.study_date,
+            "study_time": a.study_time,
+            "study_id": a.study_id,
+            "accession_number": a.accession_number,
+            "description": a.study_description,
+            "referring_physician": a.referring_physician,
+            "institution": a.institution,
+            "modalities": a.modality,
+            "search_text": folded(
+                f"{a.patient_name}\n{a.patient_id}\n{a.accession_number}\n{a.study_description}"
+            ),
+            "created_ms": draft.received_ms,
+            "received_ms": draft.received_ms,
+        },
+    )
+
+
+def flag_study(tx: Transaction, study: int, word: str) -> None:
+    """Add a word to a study's flags, once."""
+    tx.run(
+        "UPDATE study SET flags = TRIM(flags || ' ' || ?) "
+        "WHERE id = ? AND INSTR(' ' || flags || ' ', ' ' || ? || ' ') = 0",
+        word,
+        study,
+        word,
+    )
+
+
+def folded(text: str) -> str:
+    """`text` for searching: without case, accents or name separators."""
+    plain = unicodedata.normalize("NFKD", text.replace("^", " ").replace("=", " "))
+    return "".join(c for c in plain if not unicodedata.combining(c)).casefold()
+
+
+def _place_series(tx: Transaction, draft: Draft, study: int) -> int:
+    a = draft.attributes
+    found = tx.first(
+        "SELECT id FROM series WHERE study = ? AND series_instance_uid = ?",
+        study,
+        a.series_instance_uid,
+    )
+    if found:
+        tx.run("UPDATE series SET received_ms = ? WHERE id = ?", draft.received_ms, found[0])
+        return int(found[0])
+    tx.run("UPDATE study SET series_count = series_count + 1 WHERE id = ?", study)
+    return tx.insert(
+        "series",
+        {
+            "study": study,
+            "series_instance_uid": a.series_instance_uid,
+            "modality": a.modality,
+            "number": a.series_number,
+            "description": a.series_description,
+            "body_part": a.body_part,
+            "station_name": a.station_name,
+            "laterality": a.laterality,
+            "created_ms": draft.received_ms,
+            "received_ms": draft.received_ms,
+        },
+    )
+
+
+def _count(tx: Transaction, study: int, series: int, instances: int, length: int) -> None:
+    for table, number in (("study", study), ("series", series)):
+        tx.run(
+            f"UPDATE {table} SET instance_count = instance_count + ?, "  # noqa: S608
+            "byte_size = byte_size + ? WHERE id = ?",
+            instances,
+            length,
+            number,
+        )
+
+
+def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str) -> Instance:
+    """Bring an instance into another state, with its audit row; the instance as it was."""
+    old = within(tx, number)
+    require_transition(INSTANCE_TRANSITIONS, old.state, new)
+    tx.run("UPDATE instance SET state = ? WHERE id = ?", new, number)
+    audit.record(
+        tx, actor=actor, act=f"instance {new}", kind="instance", subject=number, detail=old.state
+    )
+    if InstanceState.STORED in (old.state, new):
+        sign = 1 if new is InstanceState.STORED else -1
+        _count(tx, old.study, old.series, sign, sign * old.byte_length)
+    return old
+
+
+def accept_version(db: Database, number: InstanceId, *, actor: str) -> None:
+    """Let a quarantined version stand for its UID; the former one is kept, never forwarded."""
+    with db.write() as tx:
+        chosen = within(tx, number)
+        for (former,) in tx.rows(
+            "SELECT id FROM instance WHERE sop_instance_uid = ? AND state = 'stored'",
+            chosen.sop_instance_uid,
+        ):
+            move(tx, former, InstanceState.SUPERSEDED, actor=actor)
+            deliveries.supersede(tx, former, actor=actor)
+        move(tx, number, InstanceState.STORED, actor=actor)
+        deliveries.due_again(tx, number)
+
+
+def quarantine(db: Database, number: InstanceId) -> None:
+    """Compared and found different: it waits for a person."""
+    with db.write() as tx:
+        old = move(tx, number, InstanceState.QUARANTINED, actor="upkeep")
+        flag_study(tx, old.study, "conflict")
+
+
+def known_objects(db: Database) -> dict[ObjectId, InstanceId]:
+    """Every object a row refers to."""
+    with db.read() as tx:
+        rows = tx.rows("SELECT object_id, id FROM instance WHERE object_id IS NOT NULL")
+    return {ObjectId(object_id): InstanceId(number) for object_id, number in rows}

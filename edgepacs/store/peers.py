@@ -1,0 +1,313 @@
+"""Peers: AE titles that may call, those refused, destinations to send to, associations made."""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgepacs.clock import wall_ms
+from edgepacs.errors import Conflict, InvalidValue, NotFound
+from edgepacs.model import AETitle, LinkState, Service, ae_title
+from edgepacs.store import audit
+from edgepacs.store.db import Database, Transaction
+
+ANY_HOST = "*"
+_REFUSED_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownAE:
+    """An AE title that may call from `host`, for `services`; `port` is where it listens."""
+
+    title: AETitle
+    host: str
+    port: int
+    services: str
+    created_ms: int
+
+    def may(self, service: Service) -> bool:
+        """Whether it may use `service`."""
+        return service in self.services.split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedAE:
+    """Somebody who called and was not let in."""
+
+    calling_ae: str
+    called_ae: str
+    host: str
+    reason: str
+    times: int
+    first_ms: int
+    last_ms: int
+
+
+def port_number(port: int) -> int:
+    """`port` if it is one a peer can listen on; raises InvalidValue."""
+    if not 1 <= port <= 65535:
+        raise InvalidValue("port", f"{port} is not between 1 and 65535")
+    return port
+
+
+def host_name(host: str) -> str:
+    """`host` if it is an address or could be a name; raises InvalidValue."""
+    text = host.strip()
+    if not text or len(text) > 253 or any(c.isspace() or not c.isprintable() for c in text):
+        raise InvalidValue("host", "not an address or host name")
+    return text
+
+
+def add_ae(
+    tx: Transaction, *, title: str, host: str, port: int, services: Sequence[Service], actor: str
+) -> None:
+    """Let an AE title call; replaces what was said of it before."""
+    known = ae_title(title)
+    row = (known, host_name(host), port_number(port), " ".join(services), wall_ms())
+    tx.run("INSERT OR REPLACE INTO ae VALUES (?, ?, ?, ?, ?)", *row)
+    tx.run("DELETE FROM refused WHERE calling_ae = ? AND host = ?", known, host)
+    audit.record(tx, actor=actor, act="ae added", kind="ae", subject=None, detail=known)
+
+
+def remove_ae(tx: Transaction, title: str, *, actor: str) -> None:
+    """No longer let an AE title call; raises NotFound."""
+    if not tx.run("DELETE FROM ae WHERE title = ?", title):
+        raise NotFound(f"AE title: {title!r} is not known")
+    audit.record(tx, actor=actor, act="ae removed", kind="ae", subject=None, detail=title)
+
+
+def known_aes(db: Database) -> list[KnownAE]:
+    """Every AE title that may call."""
+    with db.read() as tx:
+        return tx.records(KnownAE, "SELECT * FROM ae ORDER BY title")
+
+
+def known_ae(db: Database, title: AETitle) -> KnownAE | None:
+    """What is known of one AE title."""
+    with db.read() as tx:
+        found = tx.records(KnownAE, "SELECT * FROM ae WHERE title = ?", title)
+    return found[0] if found else None
+
+
+def is_at(host: str, address: str) -> bool:
+    """Whether `address` (numeric, of a connection) is `host` (an address, a name or '*')."""
+    if host == ANY_HOST:
+        return True
+    there = _plain(address)
+    try:
+        return ipaddress.ip_address(host) == there
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return any(_plain(str(entry[4][0])) == there for entry in found)
+
+
+def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return mapped or parsed
+
+
+def note_refused(db: Database, *, calling_ae: str, called_ae: str, host: str, reason: str) -> None:
+    """Remember who was refused, so that one command can let them in."""
+    now = wall_ms()
+    with db.write() as tx:
+        tx.run(
+            "INSERT INTO refused VALUES (?, ?, ?, ?, 1, ?, ?) "
+            "ON CONFLICT DO UPDATE SET times = times + 1, last_ms = excluded.last_ms",
+            calling_ae,
+            called_ae,
+            host,
+            reason,
+            now,
+            now,
+        )
+        # A port scan must not grow the index without bound.
+        tx.run(
+            "DELETE FROM refused WHERE last_ms < (SELECT last_ms FROM refused "
+            "ORDER BY last_ms DESC LIMIT 1 OFFSET ?)",
+            _REFUSED_KEPT,
+        )
+        audit.record(
+            tx, actor=calling_ae, act="association refused", kind="ae", subject=None, detail=reason
+        )
+
+
+def refused(db: Database) -> list[RefusedAE]:
+    """Who was refused, the latest first."""
+    with db.read() as tx:
+        return tx.records(RefusedAE, "SELECT * FROM refused ORDER BY last_ms DESC")
+
+
+def note_association(
+    db: Database, *, calling_ae: AETitle, called_ae: AETitle, host: str, implementation: str
+) -> int:
+    """Record an association that was accepted; its number."""
+    with db.write() as tx:
+        return tx.insert(
+            "association",
+            {
+                "calling_ae": calling_ae,
+                "called_ae": called_ae,
+                "host": host,
+                "implementation": implementation,
+                "started_ms": wall_ms(),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where instances are sent, and what is known of the line to it."""
+
+    id: int
+    name: str
+    transport: str
+    ae_title: AETitle
+    host: str
+    port: int
+    link: LinkState = field(metadata={"make": LinkState})
+    link_ms: int
+    link_note: str
+
+
+_DESTINATION = ", ".join(Destination.__slots__)
+
+
+def add_destination(
+    tx: Transaction, *, name: str, title: str, host: str, port: int, actor: str
+) -> int:
+    """Add a destination reached by DIMSE; its number. Raises Conflict when the name is taken."""
+    plain = name.strip()
+    if not plain or len(plain) > 64 or not plain.isprintable():
+        raise InvalidValue("destination", "its name must be 1 to 64 printable characters")
+    if tx.first("SELECT 1 FROM destination WHERE name = ?", plain):
+        raise Conflict(f"destination: {plain!r} exists already")
+    number = tx.insert(
+        "destination",
+        {
+            "name": plain,
+            "transport": "dimse",
+            "ae_title": ae_title(title),
+            "host": host_name(host),
+            "port": port_number(port),
+            "link": LinkState.UNKNOWN,
+            "link_ms": wall_ms(),
+            "created_ms": wall_ms(),
+        },
+    )
+    audit.record(
+        tx, actor=actor, act="destination added", kind="destination", subject=number, detail=plain
+    )
+    return number
+
+
+def remove_destination(tx: Transaction, name: str, *, actor: str) -> None:
+    """Remove a destination with its rules and deliveries; raises NotFound."""
+    found = tx.first("SELECT id FROM destination WHERE name = ?", name)
+    if found is None:
+        raise NotFound(f"destination: none is called {name!r}")
+    tx.run("DELETE FROM destination WHERE id = ?", found[0])
+    audit.record(
+        tx,
+        actor=actor,
+        act="destination removed",
+        kind="destination",
+        subject=found[0],
+        detail=name,
+    )
+
+
+def destinations(db: Database) -> list[Destination]:
+    """Every destination, by name."""
+    with db.read() as tx:
+        return tx.records(Destination, f"SELECT {_DESTINATION} FROM destination ORDER BY name")  # noqa: S608
+
+
+def destination(db: Database, name: str) -> Destination:
+    """The destination of that name; raises NotFound."""
+    sql = f"SELECT {_DESTINATION} FROM destination WHERE name = ?"  # noqa: S608
+    with db.read() as tx:
+        return tx.record(Destination, f"destination: none is called {name!r}", sql, name)
+
+
+def set_link(db: Database, number: int, link: LinkState, note: str) -> None:
+    """Record what became known of the line; `link_ms` keeps since when it is so."""
+    with db.write() as tx:
+        changed = tx.run(
+            "UPDATE destination SET link_ms = CASE link WHEN ?1 THEN link_ms ELSE ?2 END, "
+            "link = ?1, link_note = ?3 WHERE id = ?4 AND (link != ?1 OR link_note != ?3)",
+            link,
+            wall_ms(),
+            note,
+            number,
+        )
+        if changed:
+            audit.record(
+                tx,
+                actor="forward",
+                act=f"link {link}",
+                kind="destination",
+                subject=number,
+                detail=note,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """What one role asks another to do."""
+
+    id: int
+    role: str
+    act: str
+    subject: int
+    asked_by: str
+    asked_ms: int
+    done_ms: int | None
+    succeeded: int | None
+    result: str
+
+
+def ask(db: Database, *, role: str, act: str, subject: int, actor: str) -> int:
+    """Ask another role to do something; its number, to look the answer up with `errand`."""
+    with db.write() as tx:
+        return tx.insert(
+            "errand",
+            {
+                "role": role,
+                "act": act,
+                "subject": subject,
+                "asked_by": actor,
+                "asked_ms": wall_ms(),
+            },
+        )
+
+
+def open_errands(db: Database, role: str) -> list[Errand]:
+    """What a role has been asked and has not answered, oldest first."""
+    with db.read() as tx:
+        return tx.records(
+            Errand, "SELECT * FROM errand WHERE role = ? AND done_ms IS NULL ORDER BY id", role
+        )
+
+
+def errand(db: Database, number: int) -> Errand:
+    """One errand; raises NotFound."""
+    with db.read() as tx:
+        missing = f"errand: there is no errand {number}"
+        return tx.record(Errand, missing, "SELECT * FROM errand WHERE id = ?", number)
+
+
+def answer(db: Database, number: int, *, succeeded: bool, result: str) -> None:
+    """Say how an errand went."""
+    with db.write() as tx:
+        tx.run(
+            "UPDATE errand SET done_ms = ?, succeeded = ?, result = ? WHERE id = ?",
+            wall_ms(),
+            int(succeeded),
+            result,
+            number,
+        )

@@ -1,0 +1,273 @@
+"""The vault: one sealed file per object, at a path made from its random id, never from a UID.
+
+Writers hold the shared lock for as long as they run; the sweep of orphans runs only under the
+exclusive one, so it can never take an object somebody is about to commit.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgepacs.errors import Busy, EdgePacsError, NoRoom, NotFound, StorageFault, Tampered
+from edgepacs.model import UID, ObjectId
+from edgepacs.store import seal
+from edgepacs.store.files import sync_directory
+from edgepacs.store.keystore import Keystore
+
+_SHARDS = 256
+
+
+def _fault(error: OSError) -> EdgePacsError:
+    """What an operating system error on the storage device means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoRoom("the disk is full")
+    return StorageFault(f"the storage device failed: {error.strerror}")
+
+
+class ObjectWriter:
+    """One object on its way in. Nothing of it counts until `finish` has returned."""
+
+    def __init__(self, path: Path, object_id: ObjectId, sop_instance_uid: UID) -> None:
+        self.object_id = object_id
+        self._path = path
+        self._sealer = seal.Sealer(object_id, sop_instance_uid)
+        self._pending = bytearray()
+        self._digest = hashlib.sha256()
+        self.length = 0
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.lseek(self._fd, seal.HEADER_LENGTH, os.SEEK_SET)
+        except OSError as error:
+            raise _fault(error) from error
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Seal and write what of `data` fills whole chunks; raises NoRoom, StorageFault."""
+        self._digest.update(data)
+        self.length += len(data)
+        view = memoryview(data)
+        while len(self._pending) + len(view) > self._sealer.chunk_size:
+            taken = self._sealer.chunk_size - len(self._pending)
+            if self._pending:
+                self._pending += view[:taken]
+                self._put(self._sealer.chunk(self._pending, last=False))
+                self._pending.clear()
+            else:
+                self._put(self._sealer.chunk(view[:taken], last=False))
+            view = view[taken:]
+        self._pending += view
+
+    @property
+    def sha256(self) -> bytes:
+        """The digest of everything written so far."""
+        return self._digest.digest()
+
+    def finish(self, key_id: bytes, study_key: bytes, trailer: dict[str, Any]) -> int:
+        """Write the rest and make file and name durable; the sealed size in bytes."""
+        self._put(self._sealer.chunk(self._pending, last=True))
+        self._put(self._sealer.ending(json.dumps(trailer, separators=(",", ":")).encode()))
+        try:
+            size = os.lseek(self._fd, 0, os.SEEK_CUR)
+            os.pwrite(self._fd, self._sealer.header(key_id, study_key), 0)
+            os.fsync(self._fd)
+            os.close(self._fd)
+            sync_directory(self._path.parent)
+        except OSError as error:
+            raise _fault(error) from error
+        return size
+
+    def discard(self) -> None:
+        """Give the object up; its bytes are gone from the directory."""
+        with contextlib.suppress(OSError):  # closed by finish()
+            os.close(self._fd)
+        self._path.unlink(missing_ok=True)
+
+    def _put(self, sealed: bytes) -> None:
+        view = memoryview(sealed)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise _fault(error) from error
+
+
+class ObjectReader(io.RawIOBase):
+    """A sealed object as a seekable binary reader; releases only authenticated bytes."""
+
+    def __init__(
+        self, fd: int, object_id: ObjectId, keystore: Keystore, expected: UID | None
+    ) -> None:
+        super().__init__()
+        self._fd = fd
+        header = os.pread(fd, seal.HEADER_LENGTH, 0)
+        if len(header) != seal.HEADER_LENGTH:
+            raise Tampered("object: truncated")
+        study_key = keystore.key(seal.key_id_of(header))
+        self._unsealer = seal.Unsealer(header, object_id, study_key)
+        size = os.fstat(fd).st_size
+        footer = os.pread(fd, seal.FOOTER_LENGTH, max(0, size - seal.FOOTER_LENGTH))
+        self._layout = self._unsealer.layout(size, footer)
+        self._uid = expected or UID(str(self.trailer()["sop_instance_uid"]))
+        self._position = 0
+        self._cached: tuple[int, bytes] = (-1, b"")
+
+    @property
+    def length(self) -> int:
+        """Bytes of plaintext."""
+        return self._layout.data_length
+
+    def trailer(self) -> dict[str, Any]:
+        """What the index row of this object needs, as it was at commit."""
+        start = seal.HEADER_LENGTH + self._layout.sealed_length
+        sealed = os.pread(self._fd, self._layout.trailer_length, start)
+        return dict(json.loads(self._unsealer.trailer(sealed)))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._some(self._position, len(view))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The whole plaintext, one authenticated chunk after the other."""
+        for number in range(self._layout.chunk_count):
+            yield self._chunk(number)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+    def _some(self, offset: int, most: int) -> bytes:
+        """Up to `most` bytes at `offset`, from one chunk."""
+        if offset >= self.length or most <= 0:
+            return b""
+        number, within = divmod(offset, self._layout.chunk_size)
+        return self._chunk(number)[within : within + most]
+
+    def _chunk(self, number: int) -> bytes:
+        if self._cached[0] != number:
+            sealed_size = self._layout.chunk_size + seal.TAG_LENGTH
+            start = number * sealed_size
+            length = min(sealed_size, self._layout.sealed_length - start)
+            sealed = os.pread(self._fd, length, seal.HEADER_LENGTH + start)
+            last = number == self._layout.chunk_count - 1
+            plain = self._unsealer.chunk(sealed, number, last=last, sop_instance_uid=self._uid)
+            self._cached = (number, plain)
+        return self._cached[1]
+
+
+class Vault:
+    """All sealed objects of a node, below `root`."""
+
+    def __init__(self, root: Path, keystore: Keystore, reserve: int) -> None:
+        self._root = root
+        self._keystore = keystore
+        self._reserve = reserve
+
+    @classmethod
+    def create(cls, root: Path) -> None:
+        """Make the folders of an empty vault; durable on return."""
+        for shard in range(_SHARDS):
+            (root / f"{shard:02x}").mkdir(parents=True)
+        (root / "lock").touch(mode=0o600)
+        sync_directory(root)
+        sync_directory(root.parent)
+
+    def new(self, sop_instance_uid: UID) -> ObjectWriter:
+        """Begin a new object; raises NoRoom below the reserve."""
+        self.require_room()
+        object_id = ObjectId(secrets.token_bytes(16))
+        return ObjectWriter(self._path(object_id), object_id, sop_instance_uid)
+
+    def require_room(self) -> None:
+        """Raise NoRoom when free space is below the reserve (PS3.4 B.2.3, A700)."""
+        free = self.free_bytes()
+        if free < self._reserve:
+            mib = 1 << 20
+            raise NoRoom(f"{free // mib} MiB free, the reserve is {self._reserve // mib} MiB")
+
+    def free_bytes(self) -> int:
+        """Bytes this process may still write to the vault's file system."""
+        stat = os.statvfs(self._root)
+        return stat.f_bavail * stat.f_frsize
+
+    def open(self, object_id: ObjectId, sop_instance_uid: UID | None = None) -> ObjectReader:
+        """Open an object; without a UID the object's own trailer names it (rebuild, fsck).
+
+        Raises NotFound when there is no such object, Tampered when it does not authenticate.
+        """
+        try:
+            fd = os.open(self._path(object_id), os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound("the sealed object is missing") from None
+        try:
+            return ObjectReader(fd, object_id, self._keystore, sop_instance_uid)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def exists(self, object_id: ObjectId) -> bool:
+        """Whether there is such an object."""
+        return self._path(object_id).exists()
+
+    def size(self, object_id: ObjectId) -> int:
+        """Bytes an object takes on disk, sealed."""
+        return self._path(object_id).stat().st_size
+
+    def remove(self, object_id: ObjectId) -> None:
+        """Delete an object's bytes; only right after the transaction that let them go."""
+        self._path(object_id).unlink(missing_ok=True)
+
+    def object_ids(self) -> Iterator[ObjectId]:
+        """Every object on disk, in no order."""
+        for shard in range(_SHARDS):
+            for entry in os.scandir(self._root / f"{shard:02x}"):
+                with contextlib.suppress(ValueError):
+                    yield ObjectId(bytes.fromhex(entry.name))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lock every process that writes objects holds; waits for a sweep to end."""
+        with self._lock_file() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock that keeps every writer out; raises Busy when there is one."""
+        with self._lock_file() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy("objects are being written by another process") from None
+            yield
+
+    def _lock_file(self) -> io.BufferedReader:
+        return (self._root / "lock").open("rb")
+
+    def _path(self, object_id: ObjectId) -> Path:
+        name = object_id.hex()
+        return self._root / name[:2] / name
