@@ -36,7 +36,13 @@ def _scp(store: Store, stop: threading.Event) -> None:
     ready = threading.Event()
     threading.Thread(target=_announce, args=(ready,), daemon=True).start()
     with store.vault.writing():
-        Listener(store).run(stop, ready)
+        keeper = threading.Thread(target=store.vault.keep_blanks, args=(stop,))
+        keeper.start()
+        try:
+            Listener(store).run(stop, ready)
+        finally:
+            stop.set()
+            keeper.join()
 
 
 def _announce(ready: threading.Event) -> None:

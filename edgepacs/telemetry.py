@@ -4,6 +4,7 @@ Nothing here may carry PHI: log calls take event words and counts, never values 
 """
 
 import contextlib
+import functools
 import logging
 import os
 import select
@@ -83,6 +84,12 @@ class Doorbell:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._fd, 4096)
         return bool(ready)
+
+
+@functools.cache
+def doorbell(path: Path) -> Doorbell:
+    """The doorbell at `path`, opened once a process."""
+    return Doorbell(path)
 
 
 _FAILPOINT = os.environ.get("EDGEPACS_FAILPOINT", "")

@@ -15,7 +15,7 @@ from edgepacs.clock import wall_ms
 from edgepacs.custody.scan import Scanner
 from edgepacs.errors import InvalidValue, LimitExceeded
 from edgepacs.model import UID, Arrival, Origin, Outcome, Receipt, uid
-from edgepacs.store import Store, instances
+from edgepacs.store import Store
 from edgepacs.store.instances import Draft
 from edgepacs.telemetry import failpoint
 
@@ -52,7 +52,7 @@ class Intake:
         failpoint("ingest.sealed")
         # From here on a failure leaves the object to the sweep: whether the row has become
         # durable is known only to the index.
-        receipt = instances.commit(self._store.db, [draft])[0]
+        receipt = self._store.group.commit(draft)
         failpoint("ingest.committed")
         if receipt.outcome is Outcome.DUPLICATE:
             self._store.vault.remove(draft.object_id)

@@ -364,7 +364,7 @@ def _decoded(raw: bytes, encodings: list[str], *, person_name: bool) -> str:
         text = decode_bytes(raw, encodings, delimiters)
     except (LookupError, UnicodeError):
         text = raw.decode("utf-8", "replace")
-    return text.strip("\0 ")
+    return text.encode("utf-8", "replace").decode().strip("\0 ")
 
 
 def scan(data: bytes, arrival: Arrival) -> tuple[Attributes, int]:

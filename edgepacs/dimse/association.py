@@ -196,9 +196,12 @@ class Association:
     def cancelled(self, message: Message) -> bool:
         """Whether a C-CANCEL of `message` has arrived (PS3.7 9.3.2.3); does not wait.
 
-        A request that has arrived instead is kept for `messages`.
+        A request that has arrived instead is kept for `messages`. What is unread of the data
+        set of `message` itself is dropped.
         """
         try:
+            if not self._early:
+                self._finish_data()
             while not self._early and (self._at < len(self._body) or self._line.waiting()):
                 context, command = self._receive_command(self._limits.stall, "a C-CANCEL")
                 if command.field != Field.C_CANCEL_RQ:

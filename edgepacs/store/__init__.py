@@ -12,9 +12,10 @@ from typing import Self
 from edgepacs.config import Config
 from edgepacs.errors import ConfigurationError
 from edgepacs.store.db import Database
+from edgepacs.store.group import GroupCommit
 from edgepacs.store.keystore import Keystore, device_key
 from edgepacs.store.vault import Vault
-from edgepacs.telemetry import Doorbell
+from edgepacs.telemetry import doorbell
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Store:
     keystore: Keystore
     db: Database
     vault: Vault
+    group: GroupCommit
 
     @property
     def paths(self) -> Paths:
@@ -71,7 +73,7 @@ class Store:
             )
         db = Database(paths.index, keystore.index_key())
         vault = Vault(paths.objects, keystore, config.node.reserve_mib << 20)
-        return cls(config, keystore, db, vault)
+        return cls(config, keystore, db, vault, GroupCommit(db))
 
     @classmethod
     def open(cls, config: Config) -> Self:
@@ -82,7 +84,7 @@ class Store:
 
     def ring(self, role: str) -> None:
         """Wake `role`: there is something for it to do. Losing this is harmless."""
-        Doorbell(self.paths.doorbell(role)).ring()
+        doorbell(self.paths.doorbell(role)).ring()
 
     def close(self) -> None:
         """Close the index."""

@@ -14,7 +14,7 @@ class Report:
     """What a check found. Lists hold row numbers of instances, or object ids in hex."""
 
     rows: int = 0
-    objects: int = 0
+    objects: int = 0  # with a row
     verified: int = 0
     missing: list[int] = field(default_factory=list)  # rows whose object is gone
     broken: dict[int, str] = field(default_factory=dict)  # rows whose object does not authenticate
@@ -50,17 +50,23 @@ def _find_strays(store: Store, report: Report) -> None:
     """Objects no row refers to: orphans only if nobody can be about to commit them."""
     try:
         with store.vault.alone():
-            report.orphans = [stray.hex() for stray in _strays(store, report)]
+            report.orphans = _written(store, _strays(store, report))
     except Busy:
-        report.unsettled = [stray.hex() for stray in _strays(store, report)]
+        report.unsettled = _written(store, _strays(store, report))
+
+
+def _written(store: Store, strays: list[ObjectId]) -> list[str]:
+    """Those with bytes in them; the others are blanks kept at hand, or left by a crash."""
+    return [stray.hex() for stray in strays if store.vault.size(stray)]
 
 
 def _strays(store: Store, report: Report) -> list[ObjectId]:
     # The objects are listed first: one committed in between is then among the rows.
     present = list(store.vault.object_ids())
     known = instances.known_objects(store.db)
-    report.objects = len(present)
-    return [object_id for object_id in present if object_id not in known]
+    strays = [object_id for object_id in present if object_id not in known]
+    report.objects = len(present) - len(strays)
+    return strays
 
 
 def _with_objects(store: Store) -> Iterator[Instance]:

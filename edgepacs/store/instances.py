@@ -6,7 +6,7 @@ sealed bytes are durable, so a row exists if and only if its bytes do.
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgepacs.model import (
@@ -44,7 +44,7 @@ class Draft:
     def trailer(self) -> dict[str, Any]:
         """What is sealed with the object, so that the row can be made again from it."""
         return {
-            **asdict(self.attributes),
+            **{name: getattr(self.attributes, name) for name in Attributes.__slots__},
             "transfer_syntax_uid": self.arrival.transfer_syntax_uid,
             "origin": self.arrival.origin,
             "source": self.arrival.source,

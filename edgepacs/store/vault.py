@@ -12,7 +12,10 @@ import io
 import json
 import os
 import secrets
+import threading
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from edgepacs.store.files import sync_directory
 from edgepacs.store.keystore import Keystore
 
 _SHARDS = 256
+_BLANKS_AT_ONCE = 16
+_BLANKS_LOW = 16
+_BLANK_SECONDS = 1.0
 
 
 def _fault(error: OSError) -> EdgePacsError:
@@ -32,21 +38,28 @@ def _fault(error: OSError) -> EdgePacsError:
     return StorageFault(f"the storage device failed: {error.strerror}")
 
 
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """An empty object file, open at its first chunk; `named` says its name is durable already."""
+
+    object_id: ObjectId
+    path: Path
+    fd: int
+    named: bool
+
+
 class ObjectWriter:
     """One object on its way in. Nothing of it counts until `finish` has returned."""
 
-    def __init__(self, path: Path, object_id: ObjectId, sop_instance_uid: UID) -> None:
-        self.object_id = object_id
-        self._path = path
-        self._sealer = seal.Sealer(object_id, sop_instance_uid)
+    def __init__(self, blank: Blank, sop_instance_uid: UID) -> None:
+        self.object_id = blank.object_id
+        self._path = blank.path
+        self._fd = blank.fd
+        self._named = blank.named
+        self._sealer = seal.Sealer(blank.object_id, sop_instance_uid)
         self._pending = bytearray()
         self._digest = hashlib.sha256()
         self.length = 0
-        try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.lseek(self._fd, seal.HEADER_LENGTH, os.SEEK_SET)
-        except OSError as error:
-            raise _fault(error) from error
 
     def write(self, data: bytes | memoryview) -> None:
         """Seal and write what of `data` fills whole chunks; raises NoRoom, StorageFault."""
@@ -76,9 +89,10 @@ class ObjectWriter:
         try:
             size = os.lseek(self._fd, 0, os.SEEK_CUR)
             os.pwrite(self._fd, self._sealer.header(key_id, study_key), 0)
-            os.fsync(self._fd)
+            os.fdatasync(self._fd)
             os.close(self._fd)
-            sync_directory(self._path.parent)
+            if not self._named:
+                sync_directory(self._path.parent)
         except OSError as error:
             raise _fault(error) from error
         return size
@@ -186,6 +200,8 @@ class Vault:
         self._root = root
         self._keystore = keystore
         self._reserve = reserve
+        self._blanks: deque[Blank] = deque()
+        self._blank_used = threading.Event()
 
     @classmethod
     def create(cls, root: Path) -> None:
@@ -199,8 +215,47 @@ class Vault:
     def new(self, sop_instance_uid: UID) -> ObjectWriter:
         """Begin a new object; raises NoRoom below the reserve."""
         self.require_room()
-        object_id = ObjectId(secrets.token_bytes(16))
-        return ObjectWriter(self._path(object_id), object_id, sop_instance_uid)
+        try:
+            blank = self._blanks.popleft()
+            self._blank_used.set()
+        except IndexError:
+            blank = self._blank(secrets.token_bytes(16), named=False)
+        return ObjectWriter(blank, sop_instance_uid)
+
+    def _blank(self, object_id: bytes, *, named: bool) -> Blank:
+        path = self._path(ObjectId(object_id))
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.lseek(fd, seal.HEADER_LENGTH, os.SEEK_SET)
+        except OSError as error:
+            raise _fault(error) from error
+        return Blank(ObjectId(object_id), path, fd, named)
+
+    def keep_blanks(self, stop: threading.Event) -> None:
+        """Keep blank objects at hand until `stop`, so that no store pays for making its file.
+
+        Their names are synced before they are given out. Those left over are removed; after a
+        crash they are empty objects without a row, which the sweep removes.
+        """
+        while not stop.is_set():
+            if len(self._blanks) <= _BLANKS_LOW:
+                with contextlib.suppress(NoRoom):  # `new` says so to whoever asks
+                    self._blanks.extend(self._some_blanks())
+            self._blank_used.wait(_BLANK_SECONDS)
+            self._blank_used.clear()
+        while self._blanks:
+            blank = self._blanks.popleft()
+            os.close(blank.fd)
+            blank.path.unlink(missing_ok=True)
+
+    def _some_blanks(self) -> list[Blank]:
+        """A batch in one folder, so that one directory sync names them all."""
+        self.require_room()
+        shard = secrets.token_bytes(1)
+        names = [shard + secrets.token_bytes(15) for _ in range(_BLANKS_AT_ONCE)]
+        blanks = [self._blank(name, named=True) for name in names]
+        sync_directory(blanks[0].path.parent)
+        return blanks
 
     def require_room(self) -> None:
         """Raise NoRoom when free space is below the reserve (PS3.4 B.2.3, A700)."""
@@ -234,8 +289,11 @@ class Vault:
         return self._path(object_id).exists()
 
     def size(self, object_id: ObjectId) -> int:
-        """Bytes an object takes on disk, sealed."""
-        return self._path(object_id).stat().st_size
+        """Bytes an object takes on disk, sealed; 0 when there is none."""
+        try:
+            return self._path(object_id).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def remove(self, object_id: ObjectId) -> None:
         """Delete an object's bytes; only right after the transaction that let them go."""
