@@ -13,7 +13,7 @@ from typing import Protocol
 
 from edgepacs.clock import wall_ms
 from edgepacs.custody.scan import Scanner
-from edgepacs.errors import InvalidValue, LimitExceeded
+from edgepacs.errors import InvalidValue, LimitExceeded, StorageFault
 from edgepacs.model import UID, Arrival, Origin, Outcome, Receipt, uid
 from edgepacs.store import Store
 from edgepacs.store.instances import Draft
@@ -50,6 +50,7 @@ class Intake:
         """
         draft = self._seal()
         failpoint("ingest.sealed")
+        self._store.vault.require_sound()
         # From here on a failure leaves the object to the sweep: whether the row has become
         # durable is known only to the index.
         receipt = self._store.group.commit(draft)
@@ -88,14 +89,18 @@ class Intake:
 
 def receive(store: Store, arrival: Arrival, fragments: Iterable[bytes | memoryview]) -> Receipt:
     """Take in one instance from the fragments of its encoded data set, in order."""
-    intake = Intake(store, arrival)
     try:
-        for fragment in fragments:
-            intake.write(fragment)
-    except BaseException:
-        intake.discard()
+        intake = Intake(store, arrival)
+        try:
+            for fragment in fragments:
+                intake.write(fragment)
+        except BaseException:
+            intake.discard()
+            raise
+        return intake.commit()
+    except StorageFault as fault:
+        store.vault.condemn(fault)
         raise
-    return intake.commit()
 
 
 class Readable(Protocol):

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 
 from edgepacs.dimse import Association, AssociationRejected, Limits, accept
-from edgepacs.errors import ConfigurationError, EdgePacsError
+from edgepacs.errors import ConfigurationError, EdgePacsError, StorageFault
 from edgepacs.scp.admission import Gate
 from edgepacs.scp.storage import Attendant
 from edgepacs.store import Store
@@ -38,21 +38,29 @@ class Listener:
         self._open: dict[int, Association | None] = {}
         self._threads: dict[int, threading.Thread] = {}
         self._next = 0
+        self._fault: StorageFault | None = None
 
     def run(self, stop: threading.Event, ready: threading.Event) -> None:
         """Listen until `stop`; `ready` is set once peers can connect.
 
-        Raises ConfigurationError when an address cannot be bound.
+        Raises ConfigurationError when an address cannot be bound, and StorageFault when the
+        storage device failed: what the page cache says then is not what the disk holds, so only
+        a new process may acknowledge anything again.
         """
         with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
             for port, tls in self._ports():
                 bound = stack.enter_context(self._bind(port))
                 selector.register(bound, selectors.EVENT_READ, tls)
             ready.set()
-            while not stop.is_set():
+            while not stop.is_set() and self._fault is None:
                 for key, _ in selector.select(_POLL_SECONDS):
                     self._take(key.fileobj, key.data)  # type: ignore[arg-type]  # our sockets
         self._finish()
+        if self._fault is not None:
+            raise self._fault
+
+    def _note_fault(self, fault: StorageFault) -> None:
+        self._fault = fault
 
     def _ports(self) -> Iterator[tuple[int, ssl.SSLContext | None]]:
         dicom = self._store.config.dicom
@@ -141,7 +149,7 @@ class Listener:
             raise
         with self._lock:
             self._open[number] = association
-        attendant = Attendant(self._store, association)
+        attendant = Attendant(self._store, association, self._note_fault)
         try:
             with association:
                 attendant.serve()

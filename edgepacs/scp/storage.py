@@ -1,10 +1,10 @@
 """The services behind one association: Verification (PS3.4 A) and Storage (PS3.4 B) as SCP."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from edgepacs.custody import ingest
 from edgepacs.dimse import Association, Field, Message
-from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError
+from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError, StorageFault
 from edgepacs.model import UID, AETitle, Arrival, Origin, uid
 from edgepacs.store import Store, peers
 
@@ -13,11 +13,17 @@ UNRECOGNISED_OPERATION = 0x0211  # PS3.7 C.5.20
 
 
 class Attendant:
-    """Serves the messages of one association, in order."""
+    """Serves the messages of one association, in order.
 
-    def __init__(self, store: Store, association: Association) -> None:
+    `on_fault` is told when the storage device failed: after that nothing may be acknowledged.
+    """
+
+    def __init__(
+        self, store: Store, association: Association, on_fault: Callable[[StorageFault], None]
+    ) -> None:
         self._store = store
         self._association = association
+        self._on_fault = on_fault
         self._number: int | None = None
         self.stored = 0
         self.refused = 0
@@ -40,6 +46,8 @@ class Attendant:
             raise  # the association itself is over: there is nobody to answer
         except EdgePacsError as error:
             self.refused += 1
+            if isinstance(error, StorageFault):
+                self._on_fault(error)
             self._refuse(message, error)
         else:
             self.stored += 1

@@ -1,7 +1,17 @@
-"""Small files that must be private and durable."""
+"""Files that must be private and durable, and what it means when they cannot be written."""
 
+import errno
 import os
 from pathlib import Path
+
+from edgepacs.errors import EdgePacsError, NoRoom, StorageFault
+
+
+def storage_error(error: OSError) -> EdgePacsError:
+    """What an operating system error on the storage device means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoom("the disk is full")
+    return StorageFault(f"the storage device failed: {error.strerror}")
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from edgepacs.config import Config, KeySource
 from edgepacs.errors import ConfigurationError, InvalidValue, Tampered, WrongKey
 from edgepacs.model import UID
-from edgepacs.store.files import write_private
+from edgepacs.store.files import storage_error, write_private
 
 MAGIC = b"EPKS\x01\0\0\0"
 KEY_LENGTH = 32
@@ -214,12 +214,15 @@ class Keystore:
 
     def _append(self, key_id: bytes, key: bytes) -> None:
         record = key_id + _wrap(self._master, key, self._store_id + key_id)
-        with self._path.open("r+b") as file:
-            # A torn record at the end was never synced, so nothing depends on it.
-            file.truncate(self._read_up_to)
-            file.seek(self._read_up_to)
-            file.write(record)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("r+b") as file:
+                # A torn record at the end was never synced, so nothing depends on it.
+                file.truncate(self._read_up_to)
+                file.seek(self._read_up_to)
+                file.write(record)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(error) from error
         self._accept(record)
         self._read_up_to += _RECORD

@@ -5,7 +5,6 @@ exclusive one, so it can never take an object somebody is about to commit.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import io
@@ -19,23 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepacs.errors import Busy, EdgePacsError, NoRoom, NotFound, StorageFault, Tampered
+from edgepacs.errors import Busy, NoRoom, NotFound, StorageFault, Tampered
 from edgepacs.model import UID, ObjectId
 from edgepacs.store import seal
-from edgepacs.store.files import sync_directory
+from edgepacs.store.files import storage_error, sync_directory
 from edgepacs.store.keystore import Keystore
 
 _SHARDS = 256
 _BLANKS_AT_ONCE = 16
 _BLANKS_LOW = 16
 _BLANK_SECONDS = 1.0
-
-
-def _fault(error: OSError) -> EdgePacsError:
-    """What an operating system error on the storage device means."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return NoRoom("the disk is full")
-    return StorageFault(f"the storage device failed: {error.strerror}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +86,7 @@ class ObjectWriter:
             if not self._named:
                 sync_directory(self._path.parent)
         except OSError as error:
-            raise _fault(error) from error
+            raise storage_error(error) from error
         return size
 
     def discard(self) -> None:
@@ -109,7 +101,7 @@ class ObjectWriter:
             while view:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
-            raise _fault(error) from error
+            raise storage_error(error) from error
 
 
 class ObjectReader(io.RawIOBase):
@@ -202,6 +194,7 @@ class Vault:
         self._reserve = reserve
         self._blanks: deque[Blank] = deque()
         self._blank_used = threading.Event()
+        self._fault: StorageFault | None = None
 
     @classmethod
     def create(cls, root: Path) -> None:
@@ -214,6 +207,7 @@ class Vault:
 
     def new(self, sop_instance_uid: UID) -> ObjectWriter:
         """Begin a new object; raises NoRoom below the reserve."""
+        self.require_sound()
         self.require_room()
         try:
             blank = self._blanks.popleft()
@@ -228,7 +222,7 @@ class Vault:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.lseek(fd, seal.HEADER_LENGTH, os.SEEK_SET)
         except OSError as error:
-            raise _fault(error) from error
+            raise storage_error(error) from error
         return Blank(ObjectId(object_id), path, fd, named)
 
     def keep_blanks(self, stop: threading.Event) -> None:
@@ -256,6 +250,15 @@ class Vault:
         blanks = [self._blank(name, named=True) for name in names]
         sync_directory(blanks[0].path.parent)
         return blanks
+
+    def condemn(self, fault: StorageFault) -> None:
+        """Trust nothing this process writes from now on: the page cache may lie."""
+        self._fault = fault
+
+    def require_sound(self) -> None:
+        """Raise the StorageFault this process has met, if it has."""
+        if self._fault is not None:
+            raise StorageFault(str(self._fault))
 
     def require_room(self) -> None:
         """Raise NoRoom when free space is below the reserve (PS3.4 B.2.3, A700)."""
