@@ -7,8 +7,9 @@ ProtocolError; items of unknown type are skipped (PS3.8 9.3.1).
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from edgepacs.dimse.faults import ProtocolError
 from edgepacs.errors import InvalidValue
@@ -221,12 +222,18 @@ def decode_answered(view: memoryview) -> AnsweredContext:
 
 def decode_user_information(view: memoryview) -> UserInformation:
     """The user information item, without its header; of a repeated single item the last counts."""
-    information = UserInformation()
+    single: dict[str, Any] = {}
+    listed: dict[str, list[Any]] = {"roles": [], "extended": [], "common": []}
     for kind, value in walk(view, "user information item"):
-        reader = _READERS.get(kind)
-        if reader is not None:
-            information = reader(information, value)
-    return information
+        if kind not in _READERS:
+            continue
+        name, read = _READERS[kind]
+        if name in listed:
+            listed[name].append(read(value))
+        else:
+            single[name] = read(value)
+    single.update((name, tuple(entries)) for name, entries in listed.items())
+    return UserInformation(**single)
 
 
 def require(view: memoryview, size: int, where: str) -> None:
@@ -243,39 +250,29 @@ def _counted(view: memoryview, at: int, where: str) -> tuple[memoryview, int]:
     return view[at + 2 : end], end
 
 
-def _read_max_length(information: UserInformation, view: memoryview) -> UserInformation:
+def _read_max_length(view: memoryview) -> int:
     require(view, 4, "maximum length item")
-    return replace(information, max_length=_U32.unpack_from(view)[0])
+    length: int = _U32.unpack_from(view)[0]
+    return length
 
 
-def _read_implementation(information: UserInformation, view: memoryview) -> UserInformation:
-    return replace(information, implementation_class_uid=text(view))
-
-
-def _read_version(information: UserInformation, view: memoryview) -> UserInformation:
-    return replace(information, implementation_version=text(view))
-
-
-def _read_window(information: UserInformation, view: memoryview) -> UserInformation:
+def _read_window(view: memoryview) -> OperationsWindow:
     require(view, 4, "asynchronous operations window item")
-    window = OperationsWindow(_U16.unpack_from(view)[0], _U16.unpack_from(view, 2)[0])
-    return replace(information, window=window)
+    return OperationsWindow(_U16.unpack_from(view)[0], _U16.unpack_from(view, 2)[0])
 
 
-def _read_role(information: UserInformation, view: memoryview) -> UserInformation:
+def _read_role(view: memoryview) -> RoleSelection:
     sop_class, end = _counted(view, 0, "role selection item")
     require(view, end + 2, "role selection item")
-    roles = Roles(scu=view[end] == 1, scp=view[end + 1] == 1)
-    return replace(information, roles=(*information.roles, RoleSelection(text(sop_class), roles)))
+    return RoleSelection(text(sop_class), Roles(scu=view[end] == 1, scp=view[end + 1] == 1))
 
 
-def _read_extended(information: UserInformation, view: memoryview) -> UserInformation:
+def _read_extended(view: memoryview) -> ExtendedNegotiation:
     sop_class, end = _counted(view, 0, "extended negotiation item")
-    entry = ExtendedNegotiation(text(sop_class), bytes(view[end:]))
-    return replace(information, extended=(*information.extended, entry))
+    return ExtendedNegotiation(text(sop_class), bytes(view[end:]))
 
 
-def _read_common(information: UserInformation, view: memoryview) -> UserInformation:
+def _read_common(view: memoryview) -> CommonExtendedNegotiation:
     where = "common extended negotiation item"
     sop_class, end = _counted(view, 0, where)
     service, end = _counted(view, end, where)
@@ -284,38 +281,35 @@ def _read_common(information: UserInformation, view: memoryview) -> UserInformat
     while at < len(listed):
         one, at = _counted(listed, at, where)
         related.append(text(one))
-    entry = CommonExtendedNegotiation(text(sop_class), text(service), tuple(related))
-    return replace(information, common=(*information.common, entry))
+    return CommonExtendedNegotiation(text(sop_class), text(service), tuple(related))
 
 
-def _read_identity(information: UserInformation, view: memoryview) -> UserInformation:
+def _read_identity(view: memoryview) -> UserIdentity:
     require(view, 2, "user identity item")
     primary, end = _counted(view, 2, "user identity item")
     secondary, _ = _counted(view, end, "user identity item")
-    identity = UserIdentity(
+    return UserIdentity(
         kind=view[0],
         response_requested=view[1] == 1,
         primary=bytes(primary),
         secondary=bytes(secondary),
     )
-    return replace(information, identity=identity)
 
 
-def _read_identity_answer(information: UserInformation, view: memoryview) -> UserInformation:
-    answer, _ = _counted(view, 0, "user identity answer item")
-    return replace(information, identity_answer=bytes(answer))
+def _read_identity_answer(view: memoryview) -> bytes:
+    return bytes(_counted(view, 0, "user identity answer item")[0])
 
 
-_READERS: dict[int, Callable[[UserInformation, memoryview], UserInformation]] = {
-    ItemType.MAXIMUM_LENGTH: _read_max_length,
-    ItemType.IMPLEMENTATION_CLASS_UID: _read_implementation,
-    ItemType.IMPLEMENTATION_VERSION: _read_version,
-    ItemType.OPERATIONS_WINDOW: _read_window,
-    ItemType.ROLE_SELECTION: _read_role,
-    ItemType.EXTENDED_NEGOTIATION: _read_extended,
-    ItemType.COMMON_EXTENDED_NEGOTIATION: _read_common,
-    ItemType.USER_IDENTITY: _read_identity,
-    ItemType.USER_IDENTITY_ANSWER: _read_identity_answer,
+_READERS: dict[int, tuple[str, Callable[[memoryview], object]]] = {
+    ItemType.MAXIMUM_LENGTH: ("max_length", _read_max_length),
+    ItemType.IMPLEMENTATION_CLASS_UID: ("implementation_class_uid", text),
+    ItemType.IMPLEMENTATION_VERSION: ("implementation_version", text),
+    ItemType.OPERATIONS_WINDOW: ("window", _read_window),
+    ItemType.ROLE_SELECTION: ("roles", _read_role),
+    ItemType.EXTENDED_NEGOTIATION: ("extended", _read_extended),
+    ItemType.COMMON_EXTENDED_NEGOTIATION: ("common", _read_common),
+    ItemType.USER_IDENTITY: ("identity", _read_identity),
+    ItemType.USER_IDENTITY_ANSWER: ("identity_answer", _read_identity_answer),
 }
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from dimse_node import QUICK, Node, Script
@@ -11,7 +12,7 @@ def node() -> Iterator[Callable[..., Node]]:
     """Make acceptors; all are closed and joined at the end."""
     made: list[Node] = []
 
-    def make(limits: Limits = QUICK, **options) -> Node:
+    def make(limits: Limits = QUICK, **options: Any) -> Node:
         made.append(Node(limits, **options))
         return made[-1]
 

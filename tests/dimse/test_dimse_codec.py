@@ -1,7 +1,9 @@
 """PDUs and command sets: golden bytes, round trips, and bytes no peer should send."""
 
+import contextlib
 import random
 import struct
+import time
 
 import pytest
 from hypothesis import given
@@ -380,3 +382,21 @@ def test_thousands_of_mutated_commands_raise_only_protocol_errors():
         else:
             _ = (decoded.name, decoded.sop_class_uid, decoded.status, decoded.has_data_set)
     assert 1000 < refused < 10_000
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        sub(0x50, sub(0x54, b"\0\0\0\0") * 8191) * 15,
+        sub(0x50, sub(0x56, b"\0\0") * 10_921) * 15,
+        sub(0x20, b"\1\0\0\0" + ABSTRACT + TRANSFER) * 40_000,
+        sub(0x99, b"") * 250_000,
+        sub(0x50, sub(0x57, b"\0\0\0\0" + b"\xea\x60" + b"\0\0" * 30_000)) * 15,
+    ],
+    ids=["roles", "extended", "contexts", "unknown", "related"],
+)
+def test_a_full_pdu_of_small_items_is_read_in_time(flood):
+    began = time.process_time()
+    with contextlib.suppress(ProtocolError):
+        pdu.decode_associate_request(body(flood))
+    assert time.process_time() - began < 2

@@ -1,15 +1,18 @@
 """Broken and hostile peers against the acceptor: each gets its answer, and nobody else suffers."""
 
+import contextlib
 import dataclasses
 import random
 import socket
 import struct
+import threading
 import time
 import tracemalloc
 
 import pytest
 from dimse_node import (
     CONTEXTS,
+    CT,
     QUICK,
     Node,
     Script,
@@ -30,10 +33,11 @@ from edgepacs.dimse import (
     ProposedContext,
     ProtocolError,
     pdu,
+    request,
 )
-from edgepacs.dimse.command import Element, Field, encode
+from edgepacs.dimse.command import Element, Field, decode, encode
 from edgepacs.dimse.contexts import EXPLICIT_VR_LE
-from edgepacs.dimse.items import UserIdentity, UserInformation
+from edgepacs.dimse.items import AnsweredContext, UserIdentity, UserInformation
 from edgepacs.errors import EdgePacsError, LimitExceeded
 
 USER, PROVIDER = 0, 2
@@ -116,6 +120,16 @@ def trickle(peer: Script, data: bytes, pause: float) -> float:
     return time.monotonic() - began
 
 
+def until_refused(peer: Script, data: bytes, pause: float) -> float:
+    """Send `data` again and again until the peer ends it; how long that took."""
+    began = time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() - began < 5:
+            peer.send(data)
+            time.sleep(pause)
+    return time.monotonic() - began
+
+
 def test_case_5_trickle_is_cut_at_the_deadline_of_the_whole_pdu(node, script):
     one = node()
     assert trickle(script(one), associate_rq(), 0.02) < 2
@@ -137,12 +151,7 @@ def test_case_5_trickled_pdus_end_at_the_deadline_of_the_data_set(node, script):
     peer = script(one)
     peer.associate()
     peer.send(store_rq())
-    began = time.monotonic()
-    with pytest.raises(ConnectionError):
-        while time.monotonic() - began < 5:
-            peer.send(data_pdu(b"x", last=False))
-            time.sleep(0.02)
-    assert time.monotonic() - began < 2
+    assert until_refused(peer, data_pdu(b"x", last=False), 0.02) < 2
     (error,) = one.join()
     assert isinstance(error, LimitExceeded | PeerTimedOut)
 
@@ -181,6 +190,7 @@ def test_case_5_trickled_pdus_end_at_the_deadline_of_the_data_set(node, script):
             "answers nothing",
         ),
     ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
 def test_broken_on_an_association(node, script, sent, reason, named):
     one = node()
@@ -266,10 +276,10 @@ def test_case_20_called_ae_title_of_odd_characters(node, script):
 
 
 class Strict:
-    def admit(self, request, peer):
+    def admit(self, _request, _peer):
         return pdu.CALLING_AE_NOT_RECOGNISED
 
-    def context(self, proposed):
+    def context(self, _proposed):
         raise AssertionError("a refused peer's contexts are nobody's business")
 
 
@@ -283,7 +293,7 @@ def test_case_21_admission_refuses_a_calling_ae_title(node, script):
 
 
 class Broken:
-    def admit(self, request, peer):
+    def admit(self, _request, _peer):
         raise EdgePacsError("the table is locked")
 
     context = None
@@ -342,9 +352,7 @@ def test_case_24_the_last_fragment_never_comes_while_data_does(node, script):
     peer = script(one)
     peer.associate()
     peer.send(store_rq())
-    with pytest.raises(ConnectionError):
-        for _ in range(1000):
-            peer.send(data_pdu(bytes(65_536), last=False))
+    assert until_refused(peer, data_pdu(bytes(65_536), last=False), 0) < 2
     (error,) = one.join()
     assert isinstance(error, LimitExceeded)
     assert "1000000 bytes" in str(error)
@@ -383,15 +391,13 @@ def test_abort_by_the_peer(node, script):
 
 
 def answered(body: bytes) -> dict:
-    from edgepacs.dimse.command import decode
-
     return dict(decode(memoryview(body)[6:]))
 
 
 def test_cases_27_29_and_31_reach_the_service_which_answers(node, script):
     seen = []
 
-    def judge(association, message, box):
+    def judge(association, message, box) -> None:
         seen.append((message.command.sop_instance_uid, message.data is None))
         association.respond(message, 0xA900, comment="x" * 99, offending=(0x00080018,))
 
@@ -465,7 +471,7 @@ def test_a_pdu_above_the_offer_but_below_the_cap_is_taken(node, script):
 
 
 def test_a_peer_that_takes_no_answers_is_given_up(node):
-    def flood(association, message, box):
+    def flood(association, message, box) -> None:
         while True:
             association.respond(message, 0xFF00, data=bytes(100_000))
 
@@ -491,7 +497,7 @@ def test_thousands_of_mutated_streams_end_in_declared_errors(node):
     )
     limits = dataclasses.replace(QUICK, linger=0.05)
     one = node(limits, service=take)
-    for _ in range(1500):
+    for _ in range(1000):
         changed = bytearray(session)
         for _ in range(random_.randint(1, 3)):
             at = random_.randrange(len(changed))
@@ -499,8 +505,11 @@ def test_thousands_of_mutated_streams_end_in_declared_errors(node):
         if random_.random() < 0.2:
             del changed[random_.randrange(len(changed)) :]
         peer = Script(one.port)
-        peer.send(bytes(changed))
-        peer.sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            peer.send(bytes(changed))
+            peer.sock.shutdown(socket.SHUT_WR)
+            while peer.sock.recv(65_536):
+                pass
         peer.close()
     undeclared = {
         repr(error)
@@ -508,19 +517,14 @@ def test_thousands_of_mutated_streams_end_in_declared_errors(node):
         if error is not None and not isinstance(error, EdgePacsError)
     }
     assert undeclared == set()
-    assert len(one.ended) == 1500
+    assert sum(error is None for error in one.ended) > 100
+    assert len({type(error) for error in one.ended}) > 3
+    assert len(one.ended) == 1000
     still_serves(one)
 
 
 def test_mutated_answers_raise_only_declared_errors(node):
     """The same for the requestor: the peer's A-ASSOCIATE-AC and responses are no better."""
-    import threading
-
-    from dimse_node import CT
-
-    from edgepacs.dimse import request
-    from edgepacs.dimse.items import AnsweredContext
-
     answer = pdu.encode_associate_accept(
         pdu.AssociateAccept(
             called_ae="EDGEPACS",

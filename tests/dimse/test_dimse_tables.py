@@ -1,6 +1,7 @@
 """Presentation context policy and status tables."""
 
 import itertools
+from typing import Any
 
 import pytest
 from pynetdicom import sop_class
@@ -27,7 +28,7 @@ MPEG4 = "1.2.840.10008.1.2.4.102"
 PRIVATE = "1.2.276.0.7230010.99.1"
 
 
-def proposed(abstract: str, *transfer: str, **more) -> ProposedContext:
+def proposed(abstract: str, *transfer: str, **more: Any) -> ProposedContext:
     return ProposedContext(id=1, abstract_syntax=abstract, transfer_syntaxes=transfer, **more)
 
 
