@@ -151,9 +151,9 @@ def _through_lut(values: Pixels, parameters: DisplayParameters) -> Pixels:
     assert table is not None
     inputs = np.rint(np.nan_to_num(values)).clip(-(1 << 31), 1 << 31)
     outputs = table.look_up(inputs).astype(np.float64)
-    # Descriptors often claim 16 bits for tables that end lower: the table's own top is white.
-    top = max(float(table.entries.max()), 1.0)
-    return _bytes(outputs * (255.0 / top))
+    # Descriptors often claim 16 bits for tables of 10 or 12: then the bits in use decide.
+    bits = table.bits if table.bits <= 8 else max(int(table.entries.max()).bit_length(), 8)
+    return _bytes(outputs * (255.0 / ((1 << bits) - 1)))
 
 
 def _through_window(values: Pixels, window: Window | None) -> Pixels:
