@@ -15,7 +15,7 @@ import click
 
 from edgepacs import __version__, config, roles
 from edgepacs.clock import iso
-from edgepacs.errors import EdgePacsError, InvalidValue
+from edgepacs.errors import EdgePacsError, InvalidValue, StorageFault
 from edgepacs.forward.sender import echo_in_words
 from edgepacs.model import (
     DeliveryState,
@@ -240,15 +240,20 @@ def migrate(session: Session) -> None:
 
 
 @command(cli, "fsck")
-@click.option("--sweep", is_flag=True, help="Remove objects without a row (no service may run).")
+@click.option(
+    "--sweep", is_flag=True, help="Settle objects without a row first (no service may run)."
+)
 def check_store(session: Session, *, sweep: bool) -> None:
     """Prove rows, objects and authentication tags against each other."""
     with session.store() as store:
-        swept = fsck.sweep(store) if sweep else 0
+        settled = fsck.sweep(store) if sweep else fsck.Settled()
         report = fsck.check(store)
-        report.swept = swept
+        report.removed, report.adopted = settled.removed, settled.adopted
     lines = [
-        f"{report.rows} rows, {report.objects} objects, {report.verified} verified, {swept} swept",
+        (
+            f"{report.rows} rows, {report.objects} objects, {report.verified} verified, "
+            f"{settled.removed} removed, {settled.adopted} adopted"
+        ),
         *(f"instance {number}: its object is missing" for number in report.missing),
         *(f"instance {number}: {words}" for number, words in report.broken.items()),
         *(f"instance {number}: {words}" for number, words in report.mismatched.items()),
@@ -398,7 +403,9 @@ def rule_remove(session: Session, *, number: int) -> None:
 
 
 @command(_queue, "list")
-@click.option("--state", type=click.Choice(list(DeliveryState)), help="Only this state.")
+@click.option(
+    "--state", type=click.Choice([str(state) for state in DeliveryState]), help="Only this state."
+)
 def queue_list(session: Session, *, state: str | None) -> None:
     """List what has not arrived, by study, destination and state."""
     with session.store() as store:
@@ -510,7 +517,7 @@ def quarantine_discard(session: Session, *, number: int) -> None:
 
 @command(_user, "add")
 @click.argument("name")
-@click.option("--role", type=click.Choice(list(Role)), required=True)
+@click.option("--role", type=click.Choice([str(role) for role in Role]), required=True)
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 def user_add(session: Session, *, name: str, role: str, password_stdin: bool) -> None:
     """Add a user; without --password-stdin a one-time password is printed."""
@@ -564,7 +571,7 @@ def user_remove(session: Session, *, name: str) -> None:
 
 
 @command(_token, "create")
-@click.option("--role", type=click.Choice(list(Role)), required=True)
+@click.option("--role", type=click.Choice([str(role) for role in Role]), required=True)
 def token_create(session: Session, *, role: str) -> None:
     """Make a bearer token; it is shown once."""
     with session.store() as store, store.db.write() as tx:
@@ -582,6 +589,10 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"edgepacs: {place}{error.strerror or type(error).__name__}", err=True)
+        sys.exit(StorageFault.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     sys.exit(0)

@@ -27,7 +27,6 @@ class KeySource(StrEnum):
 
     FILE = "file"
     CREDENTIAL = "credential"
-    PASSPHRASE = "passphrase"  # noqa: S105  the name of a source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +166,10 @@ def _title(value: Any, _: type) -> AETitle:
     return ae_title(_strictly(str, "text in quotes")(value, str))
 
 
+def _titles(value: Any, _: type) -> list[AETitle]:
+    return [_title(one, str) for one in _strictly(list, "a list of texts in quotes")(value, list)]
+
+
 def _key_source(value: Any, _: type) -> KeySource:
     if value not in list(KeySource):
         message = f"must be one of {', '.join(KeySource)}"
@@ -181,6 +184,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(Path, _path)
     converter.register_structure_hook(KeySource, _key_source)
     converter.register_structure_hook_func(lambda kind: kind is AETitle, _title)
+    converter.register_structure_hook_func(lambda kind: kind == list[AETitle], _titles)
     for kind in _SECTIONS.values():
         converter.register_structure_hook(kind, make_dict_structure_fn(kind, converter))
     return converter
@@ -254,6 +258,6 @@ host = "0.0.0.0"
 port = 0                  # 2575 where HL7 is on
 
 [keys]
-source = "file"           # file | credential | passphrase
+source = "file"           # file | credential
 file = "keys/device.key"  # keep it off the disk that holds data_dir
 """

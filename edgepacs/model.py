@@ -83,6 +83,11 @@ class InstanceState(State):
     DISCARDED = "discarded", "given up by a person, or found to be the same; a tombstone"
     EVICTED = "evicted", "bytes deleted after proof of delivery; a tombstone"
 
+    @property
+    def gone(self) -> bool:
+        """Whether the row is a tombstone: its bytes are deleted, or about to be."""
+        return self in (InstanceState.DISCARDED, InstanceState.EVICTED)
+
 
 _I = InstanceState
 INSTANCE_TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {

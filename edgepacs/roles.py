@@ -57,8 +57,7 @@ def _forward(store: Store, stop: threading.Event) -> None:
 
 def _web(store: Store, stop: threading.Event) -> None:
     telemetry.notify_systemd("READY=1")
-    with store.vault.writing():
-        web.serve(store, stop)
+    web.serve(store, stop)
 
 
 def _upkeep(store: Store, stop: threading.Event) -> None:
@@ -117,13 +116,15 @@ def _stop_with_parent(stop: threading.Event) -> None:
 
 
 def sweep_if_alone(store: Store) -> None:
-    """Remove orphans of an earlier crash, unless somebody is writing already."""
+    """Settle the orphans of an earlier crash, unless somebody is writing already."""
     try:
-        swept = fsck.sweep(store)
+        settled = fsck.sweep(store)
     except Busy:
         return
-    if swept:
-        log.info("%d objects without a row swept", swept)
+    if settled.removed or settled.adopted:
+        log.info(
+            "objects without a row: %d removed, %d made known", settled.removed, settled.adopted
+        )
 
 
 class _Child:

@@ -5,24 +5,25 @@ both in this process group; says where to look as soon as it answers; ends with 
 """
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-
-import psutil
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 EDGEPACS = Path(sys.executable).parent / "edgepacs"
+SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 STARTUP_SECONDS = 60
 ENDING_SECONDS = 20
 
@@ -35,7 +36,7 @@ pid {prefix}/nginx.pid;
 error_log stderr alert;
 events {{ worker_connections 512; }}
 http {{
-    include /etc/nginx/mime.types;
+    access_log off;
     fastcgi_temp_path {prefix}/no-body-on-disk;
     uwsgi_temp_path {prefix}/no-body-on-disk;
     scgi_temp_path {prefix}/no-body-on-disk;
@@ -69,11 +70,16 @@ def make_node(options: argparse.Namespace) -> None:
 
 
 def addresses() -> Iterator[str]:
-    """The IPv4 addresses of this machine other machines may reach."""
-    for found in psutil.net_if_addrs().values():
-        for address in found:
-            if address.family == socket.AF_INET and not address.address.startswith("127."):
-                yield address.address
+    """The IPv4 addresses of this machine that other machines may reach, one an interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("40s", name.encode()))
+            except OSError:  # it has no address
+                continue
+            address = socket.inet_ntoa(answer[20:24])
+            if not address.startswith("127."):
+                yield address
 
 
 def has_ipv6() -> bool:
@@ -111,22 +117,49 @@ def nginx_command(node: Path, upstream: str, port: int) -> list[str]:
     return [program, "-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", "stderr"]
 
 
-def wait_until_up(url: str, children: list[subprocess.Popen[bytes]]) -> float:
-    """Seconds until the node says it is healthy; ends the program when a child ends first."""
+def require_free(settings: dict[str, dict[str, Any]], configuration: Path) -> None:
+    """End here, with the place to change, when somebody else listens on a port of ours."""
+    for section in ("web", "dicom"):
+        host, port = settings[section]["host"], settings[section]["port"]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                sys.exit(
+                    f"run: {host} port {port}: {error.strerror}. "
+                    f"Change [{section}] port in {relative(configuration)}."
+                )
+
+
+def wait_until_up(
+    settings: dict[str, dict[str, Any]], children: list[subprocess.Popen[bytes]]
+) -> None:
+    """Return when the web is healthy and the DICOM port open; Stopped when a child ends first."""
     begin = time.monotonic()
     while time.monotonic() - begin < STARTUP_SECONDS:
         if any(child.poll() is not None for child in children):
             raise Stopped
-        try:
-            with urllib.request.urlopen(url + "healthz", timeout=5):
-                return time.monotonic() - begin
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-    print(f"run: {url}healthz does not answer after {STARTUP_SECONDS} s", file=sys.stderr)
+        if is_up(settings):
+            return
+        time.sleep(0.1)
+    print(f"run: it does not answer within {STARTUP_SECONDS} s", file=sys.stderr)
     raise Stopped
 
 
-def announce(options: argparse.Namespace, settings: dict[str, dict[str, object]]) -> None:
+def is_up(settings: dict[str, dict[str, Any]]) -> bool:
+    """Whether the web says it is healthy and somebody listens for DICOM."""
+    web, dicom = settings["web"], settings["dicom"]
+    host = "127.0.0.1" if dicom["host"] == "0.0.0.0" else dicom["host"]  # noqa: S104 - compared
+    try:
+        with urllib.request.urlopen(f"http://{web['host']}:{web['port']}/healthz", timeout=5):
+            socket.create_connection((host, dicom["port"]), timeout=5).close()
+    except OSError:  # URLError is one
+        return False
+    return True
+
+
+def announce(options: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
     """Say where everything is and what to do first."""
     here = list(addresses()) or ["127.0.0.1"]
     title, port = settings["node"]["ae_title"], settings["dicom"]["port"]
@@ -186,6 +219,7 @@ def main() -> int:
     if not configuration.exists():
         make_node(options)
     settings = tomllib.loads(configuration.read_text())
+    require_free(settings, configuration)
     web = f"{settings['web']['host']}:{settings['web']['port']}"
     commands = [[str(EDGEPACS), "--config", str(configuration), "serve"]]
     if options.lan_port:
@@ -195,7 +229,7 @@ def main() -> int:
     children: list[subprocess.Popen[bytes]] = []
     try:
         children.extend(subprocess.Popen(command) for command in commands)
-        wait_until_up(f"http://{web}/", children)
+        wait_until_up(settings, children)
         announce(options, settings)
         while all(child.poll() is None for child in children):
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)

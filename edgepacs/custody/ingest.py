@@ -88,7 +88,10 @@ class Intake:
 
 
 def receive(store: Store, arrival: Arrival, fragments: Iterable[bytes | memoryview]) -> Receipt:
-    """Take in one instance from the fragments of its encoded data set, in order."""
+    """Take in one instance from the fragments of its encoded data set, in order.
+
+    The caller holds `Vault.writing`.
+    """
     try:
         intake = Intake(store, arrival)
         try:
@@ -132,7 +135,8 @@ def import_part10(store: Store, stream: Readable, *, source: str) -> Receipt:
         source=source,
     )
     rest = iter(lambda: stream.read(_BLOCK), b"")
-    return receive(store, arrival, chain([memoryview(head)[start:]], rest))
+    with store.vault.writing():
+        return receive(store, arrival, chain([memoryview(head)[start:]], rest))
 
 
 def _file_meta(head: bytes) -> tuple[dict[int, bytes], int]:
@@ -140,8 +144,8 @@ def _file_meta(head: bytes) -> tuple[dict[int, bytes], int]:
     if head[128:132] != b"DICM":
         raise InvalidValue("file", "not a DICOM file: no DICM after the preamble")
     found: dict[int, bytes] = {}
-    position = 132
-    while head[position : position + 2] == b"\x02\x00" and position + 12 <= len(head):
+    position, end = 132, len(head)
+    while head[position : position + 2] == b"\x02\x00" and position + 12 <= end:
         element, vr, length = struct.unpack_from("<H2sH", head, position + 2)
         position += 8
         if vr in (b"OB", b"OW", b"UN", b"UT", b"SQ"):
@@ -149,6 +153,8 @@ def _file_meta(head: bytes) -> tuple[dict[int, bytes], int]:
             position += 4
         found[element] = head[position : position + length]
         position += length
+        if element == 0 and len(found[0]) == 4:  # what stands behind it is data set, group 2 or not
+            end = min(end, position + int(struct.unpack("<I", found[0])[0]))
     return found, position
 
 

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, cast
 
 from pydicom import Dataset, uid
-from pydicom.dataelem import DataElement
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
 
+from edgepacs.custody.scan import MAX_ITEMS
 from edgepacs.dimse.implementation import CLASS_UID, VERSION
 from edgepacs.errors import EdgePacsError, NotFound, Undecodable
 from edgepacs.model import ObjectId
@@ -37,6 +39,7 @@ MAX_HEAD = 64 << 20  # bytes before the pixel data that are parsed for show
 MAX_INFLATED = 512 << 20
 MAX_LINES = 5000
 MAX_LINE_TEXT = 256
+MAX_CONVERTED = 1 << 16  # bytes of one value turned into text
 _MAX_DEPTH = 32
 _KEPT_OPEN = 8
 _PIXEL_TAGS = {
@@ -127,7 +130,7 @@ def sealed(store: Store, instance: Instance) -> ObjectReader:
 
 
 def _object_id(instance: Instance) -> ObjectId:
-    if instance.object_id is None:
+    if instance.state.gone:
         raise NotFound(f"instance: its bytes are gone; it is {instance.state}")
     return instance.object_id
 
@@ -283,6 +286,7 @@ def _parse(store: Store, instance: Instance) -> tuple[BinaryIO, Dataset, bool]:
     stream.seek(0)
     explicit = first[4:6].isalpha() and first[4:6].isupper()
     little = row is None or not row.big_endian
+    _require_few_items(stream, instance.pixel_offset, little=little)
     try:
         dataset = read_dataset(stream, not explicit, little, stop_when=_at_pixels)
     except EdgePacsError:
@@ -290,6 +294,14 @@ def _parse(store: Store, instance: Instance) -> tuple[BinaryIO, Dataset, bool]:
     except Exception as error:  # a broken data set raises nearly anything in the parser
         raise Undecodable("Its data set cannot be parsed; it is kept as received") from error
     return stream, dataset, explicit
+
+
+def _require_few_items(stream: BinaryIO, pixel_offset: int, *, little: bool) -> None:
+    """Raise Undecodable for more items than may be parsed: each costs a hundred times its bytes."""
+    head = stream.read(pixel_offset) if pixel_offset >= 0 else stream.read()
+    stream.seek(0)
+    if head.count(b"\xfe\xff\x00\xe0" if little else b"\xff\xfe\xe0\x00") > MAX_ITEMS:
+        raise Undecodable(f"It has more than {MAX_ITEMS} sequence items; it is kept as received")
 
 
 def _inflated(raw: ObjectReader) -> BinaryIO:
@@ -327,16 +339,33 @@ def attribute_lines(store: Store, instance: Instance) -> list[AttributeLine]:
 
 def _lines(dataset: Dataset, depth: int) -> Iterator[AttributeLine]:
     for tag in sorted(dataset.keys()):
+        raw = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement) and _is_long(raw):
+            yield _unread_line(tag, depth, vr=raw.VR or "", value=f"{raw.length} bytes")
+            continue
         try:
             element = dataset[tag]
+            line = _line(element, depth)
         except Exception:  # noqa: BLE001  one broken element must not hide the others
-            broken = "cannot be read"
-            yield AttributeLine(depth=depth, tag=str(tag), vr="", name=broken, value="")
+            yield _unread_line(tag, depth, vr="", value="cannot be read")
             continue
-        yield _line(element, depth)
+        yield line
         if element.VR == "SQ" and depth < _MAX_DEPTH:
             for item in element.value:
                 yield from _lines(item, depth + 1)
+
+
+def _is_long(raw: RawDataElement) -> bool:
+    """Whether converting it would cost far more than it can show: a hundred times its bytes."""
+    if raw.value is None or len(raw.value) <= MAX_CONVERTED:
+        return False
+    return (raw.VR or (dictionary_VR(raw.tag) if dictionary_has_tag(raw.tag) else "UN")) != "SQ"
+
+
+def _unread_line(tag: BaseTag, depth: int, *, vr: str, value: str) -> AttributeLine:
+    name = dictionary_description(tag) if dictionary_has_tag(tag) else ""
+    text = f"({tag.group:04X},{tag.element:04X})"
+    return AttributeLine(depth=depth, tag=text, vr=vr, name=name, value=value)
 
 
 def _line(element: DataElement, depth: int) -> AttributeLine:

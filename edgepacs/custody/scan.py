@@ -26,6 +26,7 @@ MAX_TEXT = 1024  # characters the index keeps of one value
 # A data set that inflates further than this, and by more than the ratio, is a bomb.
 INFLATED_FREE = 32 << 20
 INFLATED_RATIO = 200
+_INFLATED_AT_ONCE = 1 << 20
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -106,13 +107,15 @@ class Scanner:
     def _inflate(self, data: bytes | memoryview) -> None:
         assert self._inflater is not None
         self._deflated_length += len(data)
-        rest = bytes(data)
-        while rest and not self._inflater.eof:
+        rest, more = bytes(data), True
+        while more and not self._inflater.eof:
             try:
-                plain = self._inflater.decompress(rest, 1 << 20)
+                plain = self._inflater.decompress(rest, _INFLATED_AT_ONCE)
             except zlib.error:
                 raise InvalidValue("data set", "its deflated bytes do not inflate") from None
             rest = self._inflater.unconsumed_tail
+            # A full answer may leave its end within the inflater after all input has gone in.
+            more = bool(rest) or len(plain) == _INFLATED_AT_ONCE
             self._inflated_length += len(plain)
             if self._inflated_length > max(INFLATED_FREE, INFLATED_RATIO * self._deflated_length):
                 raise LimitExceeded(

@@ -69,10 +69,18 @@ _PREFERENCE: Mapping[str, Preference] = MappingProxyType(
         "1.2.840.10008.1.2.4.202": Preference.REVERSIBLE,  # HTJ2K lossless with RPCL
         RLE_LOSSLESS: Preference.REVERSIBLE,
         JPEG_XL_LOSSLESS: Preference.REVERSIBLE,
-        "1.2.840.10008.1.2.4.94": Preference.UNKNOWN,  # JPIP: pixels elsewhere, only a reference
-        "1.2.840.10008.1.2.4.95": Preference.UNKNOWN,
-        "1.2.840.10008.1.2.4.204": Preference.UNKNOWN,
-        "1.2.840.10008.1.2.4.205": Preference.UNKNOWN,
+    }
+)
+# Their pixels stay with the sender: Success would be a promise nobody can keep.
+PIXELS_ELSEWHERE = frozenset(
+    {
+        "1.2.840.10008.1.2.4.94",  # JPIP Referenced
+        "1.2.840.10008.1.2.4.95",
+        "1.2.840.10008.1.2.4.204",  # JPIP HTJ2K Referenced
+        "1.2.840.10008.1.2.4.205",
+        "1.2.840.10008.1.2.7.1",  # SMPTE ST 2110, real-time video
+        "1.2.840.10008.1.2.7.2",
+        "1.2.840.10008.1.2.7.3",
     }
 )
 
@@ -168,10 +176,13 @@ def storage_answer(proposed: ProposedContext) -> ContextAnswer:
         return native_answer(proposed)
     if not is_storage(proposed.abstract_syntax, proposed.service_class):
         return ContextAnswer(result=ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED)
+    held = [one for one in proposed.transfer_syntaxes if one not in PIXELS_ELSEWHERE]
+    if not held:
+        return ContextAnswer(result=ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED)
     support = STORAGE_SUPPORT if proposed.application_information else b""
     return ContextAnswer(
         result=ContextResult.ACCEPTED,
-        transfer_syntax=choose(proposed.transfer_syntaxes),
+        transfer_syntax=choose(held),
         application_information=support,
     )
 

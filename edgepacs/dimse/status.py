@@ -44,13 +44,15 @@ class Status:
 
     @property
     def stored(self) -> bool:
-        """Whether the SCP of a C-STORE has taken the instance: success or warning."""
-        return self.category in (Category.SUCCESS, Category.WARNING)
+        """Whether the SCP of a C-STORE has the instance: success, warning, or had it before."""
+        had = self.code == DUPLICATE_SOP_INSTANCE
+        return had or self.category in (Category.SUCCESS, Category.WARNING)
 
     def __str__(self) -> str:
         return f"0x{self.code:04X} {self.meaning}"
 
 
+DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 annex C
 _W, _P, _F = Category.WARNING, Category.PENDING, Category.FAILURE
 
 _EXACT: dict[int, tuple[str, Category, bool]] = {
@@ -61,7 +63,7 @@ _EXACT: dict[int, tuple[str, Category, bool]] = {
     0x0106: ("invalid attribute value", _F, False),
     0x0107: ("attribute list error", _W, False),
     0x0110: ("processing failure", _F, True),
-    0x0111: ("duplicate SOP instance", _F, False),
+    DUPLICATE_SOP_INSTANCE: ("duplicate SOP instance", _F, False),
     0x0112: ("no such SOP instance", _F, False),
     0x0113: ("no such event type", _F, False),
     0x0114: ("no such argument", _F, False),

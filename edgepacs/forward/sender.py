@@ -46,8 +46,18 @@ class Courier:
         self._bell = threading.Event()
         self._link = destination.link
         self._not_before = 0.0  # monotonic seconds; while the link is down or refuses
+        self._disturbed = False  # a fault may have left claims behind
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def carries_to(self, destination: Destination) -> bool:
+        """Whether `destination` is still where this courier sends."""
+        mine = self.destination
+        return (mine.ae_title, mine.host, mine.port) == (
+            destination.ae_title,
+            destination.host,
+            destination.port,
+        )
 
     def ring(self) -> None:
         """There may be something to send."""
@@ -68,15 +78,18 @@ class Courier:
                 wait = self._round()
             except EdgePacsError as error:
                 log.warning("destination %d: %s", self.destination.id, error)
-                wait = PROBE_SECONDS
+                wait, self._disturbed = PROBE_SECONDS, True
             except Exception as error:  # noqa: BLE001  one destination never stops the others
                 log.error("destination %d: %s", self.destination.id, place_of(error))
-                wait = IDLE_SECONDS
+                wait, self._disturbed = IDLE_SECONDS, True
             self._bell.wait(wait)
             self._bell.clear()
 
     def _round(self) -> float:
         """Do what can be done now; how many seconds to wait then."""
+        if self._disturbed:
+            deliveries.recover(self._store.db, self.destination.id)
+            self._disturbed = False
         pause = self._not_before - monotonic()
         if pause > 0:
             return pause
@@ -120,15 +133,18 @@ class Courier:
                 while waiting and association.is_open and not self._stop.is_set():
                     self._send_one(association, waiting.pop(0))
         except NoContextAccepted as error:
-            for claim in waiting:
-                self._finish(claim, Verdict(DeliveryState.FAILED, str(error)))
-            return
+            while waiting:
+                self._finish(waiting.pop(0), Verdict(DeliveryState.FAILED, str(error)))
         except PeerError as error:
             self._note_broken(error)
             words = f"the line broke before its turn: {error}"
-        deliveries.give_back(self._store.db, [claim.id for claim in waiting], result=words)
+        finally:
+            deliveries.give_back(self._store.db, [claim.id for claim in waiting], result=words)
 
     def _send_one(self, association: Association, claim: Claim) -> None:
+        if not deliveries.may_leave(self._store.db, claim):
+            deliveries.give_back(self._store.db, [claim.id], result="stopped before its turn")
+            return
         try:
             verdict = transport.send(self._store, association, claim)
         except PeerError as error:
@@ -175,8 +191,10 @@ class Sender:
     def _keep_couriers(self) -> None:
         """One courier per destination there is now."""
         present = {one.id: one for one in peers.destinations(self._store.db)}
-        for number in self._couriers.keys() - present.keys():
-            self._couriers.pop(number).end()
+        for number, courier in list(self._couriers.items()):
+            # A number is given again: what was removed may have become another destination.
+            if number not in present or not courier.carries_to(present[number]):
+                self._couriers.pop(number).end()
         for number in present.keys() - self._couriers.keys():
             self._couriers[number] = Courier(self._store, present[number])
 

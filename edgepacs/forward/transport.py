@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgepacs.custody import readout
-from edgepacs.dimse import Association, Limits, ProposedContext, request
+from edgepacs.dimse import Association, Limits, NoContextAccepted, ProposedContext, request
 from edgepacs.dimse.contexts import VERIFICATION
 from edgepacs.dimse.status import lookup
 from edgepacs.errors import EdgePacsError, NotFound, PeerError, Tampered
@@ -41,8 +41,11 @@ def open_association(
 def echo(store: Store, destination: Destination) -> None:
     """C-ECHO a destination; raises PeerUnreachable, PeerRefused, PeerError."""
     verification = [(UID(VERIFICATION), UID(IMPLICIT_VR_LE))]
-    with _request(store, destination, verification) as association:
-        status = association.echo()
+    try:
+        with _request(store, destination, verification) as association:
+            status = association.echo()
+    except NoContextAccepted:
+        return  # it answers, and knows us; that it offers no Verification keeps nothing from it
     if status:
         raise PeerError(f"the destination answered C-ECHO with status {status:04X}")
 
@@ -97,6 +100,6 @@ def _judged(code: int, comment: str) -> Verdict:
     status = lookup(code)
     said = f" ({comment})" if comment else ""
     if status.stored:
-        return Verdict(DeliveryState.SENT, f"accepted with status {code:04X}")
+        return Verdict(DeliveryState.SENT, f"{status.meaning} ({code:04X})")
     words = f"the destination answered {code:04X}, {status.meaning}{said}"
     return Verdict(DeliveryState.QUEUED if status.passing else DeliveryState.FAILED, words)

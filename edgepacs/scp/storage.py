@@ -9,6 +9,7 @@ from edgepacs.model import UID, AETitle, Arrival, Origin, uid
 from edgepacs.store import Store, peers
 
 SUCCESS = 0x0000
+SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.11
 UNRECOGNISED_OPERATION = 0x0211  # PS3.7 C.5.20
 
 
@@ -31,7 +32,10 @@ class Attendant:
     def serve(self) -> None:
         """Answer until the peer releases; raises PeerError when the association breaks."""
         for message in self._association.messages():
-            if message.command.field == Field.C_ECHO_RQ:
+            if message.command.sop_class_uid != message.context.abstract_syntax:
+                # What was negotiated is what was allowed: a context for C-ECHO stores nothing.
+                self._association.respond(message, SOP_CLASS_NOT_SUPPORTED)
+            elif message.command.field == Field.C_ECHO_RQ:
                 self._association.respond(message, SUCCESS)  # PS3.4 A.4
             elif message.command.field == Field.C_STORE_RQ:
                 self._store_instance(message)

@@ -84,7 +84,8 @@ class Store:
 
     def ring(self, role: str) -> None:
         """Wake `role`: there is something for it to do. Losing this is harmless."""
-        doorbell(self.paths.doorbell(role)).ring()
+        with contextlib.suppress(OSError):  # what was committed stays committed
+            doorbell(self.paths.doorbell(role)).ring()
 
     def close(self) -> None:
         """Close the index."""

@@ -56,6 +56,16 @@ def _names() -> list[str]:
     return names + sorted(addresses - set(names))
 
 
+def site_names(folder: Path) -> frozenset[str]:
+    """The DNS names of `site.crt`, in lower case, whoever made it; none where there is none."""
+    try:
+        found = x509.load_pem_x509_certificate((folder / "site.crt").read_bytes())
+        alternatives = found.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return frozenset()
+    return frozenset(name.lower() for name in alternatives.value.get_values_for_type(x509.DNSName))
+
+
 def _general(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import apsw
 
 from edgepacs.errors import (
+    Busy,
     ConfigurationError,
     NoRoom,
     NotFound,
@@ -111,8 +112,9 @@ class Database:
         self._idle: queue.LifoQueue[apsw.Connection] = queue.LifoQueue()
         self._write_lock = threading.Lock()
         self._lock_file = path.with_name(path.name + ".lock").open("ab")
-        self._writer = self._connect()
-        self._require_key()
+        with _translated(path):
+            self._writer = self._connect()
+            self._require_key()
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path))
@@ -127,8 +129,6 @@ class Database:
             self._configure(self._writer)
         except apsw.NotADBError:
             raise WrongKey(f"{self.path}: the index does not open with this node's key") from None
-        except apsw.FullError as error:
-            raise NoRoom(f"{self.path}: the disk is full") from error
 
     @staticmethod
     def _configure(connection: apsw.Connection) -> None:
@@ -142,19 +142,19 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
         """A snapshot for reading."""
-        try:
-            connection = self._idle.get_nowait()
-        except queue.Empty:
-            connection = self._connect()
-            self._configure(connection)
-        try:
-            with _translated(self.path):
+        with _translated(self.path):
+            try:
+                connection = self._idle.get_nowait()
+            except queue.Empty:
+                connection = self._connect()
+                self._configure(connection)
+            try:
                 connection.execute("BEGIN")
                 yield Transaction(connection)
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            self._idle.put(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                self._idle.put(connection)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -232,6 +232,8 @@ def _translated(path: Path) -> Iterator[None]:
         raise NoRoom(f"{path}: the disk is full") from error
     except (apsw.IOError, apsw.CantOpenError) as error:
         raise StorageFault(f"{path}: the storage device failed") from error
+    except apsw.BusyError as error:
+        raise Busy(f"{path}: in use by another program") from error
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise Tampered(f"{path}: the index does not authenticate") from error
 

@@ -20,6 +20,7 @@ from edgepacs.model import (
     HoldReason,
     InstanceId,
     ObjectId,
+    Origin,
     StudyId,
     StudyState,
     require_transition,
@@ -28,6 +29,12 @@ from edgepacs.store import audit, rules
 from edgepacs.store.db import Database, Transaction
 
 STAT = 100  # the priority of what a person sends at once
+
+# Nothing of a study somebody stopped leaves, by whatever way it would come back into the queue.
+_MAY_LEAVE = "COALESCE(study, 0) NOT IN (SELECT id FROM study WHERE state IN ('held', 'rejected'))"
+_STILL_STANDS = (
+    "(kind != 'instance' OR subject IN (SELECT id FROM instance WHERE state = 'stored'))"
+)
 
 _FACTS = """
 SELECT instance.source AS calling_ae, instance.origin, series.modality,
@@ -69,7 +76,9 @@ def due_again(tx: Transaction, instance: InstanceId) -> None:
     study = tx.number("SELECT study FROM instance WHERE id = ?", instance)
     if row is None:
         raise NotFound(f"instance: there is no instance {instance}")
-    _route(tx, instance, StudyId(study), dict(zip(rules.FIELDS, row, strict=True)))
+    facts = dict(zip(rules.FIELDS, row, strict=True))
+    if Origin(facts["origin"]).routed:
+        _route(tx, instance, StudyId(study), facts)
 
 
 def _route(tx: Transaction, instance: InstanceId, study: StudyId, facts: rules.Facts) -> None:
@@ -87,9 +96,12 @@ def _route(tx: Transaction, instance: InstanceId, study: StudyId, facts: rules.F
 def _reason_to_hold(tx: Transaction, study: StudyId, *, wait: bool) -> HoldReason | None:
     row = tx.first("SELECT state FROM study WHERE id = ?", study)
     state = StudyState(row[0]) if row else StudyState.RECEIVED
+    # Asked first: the release of a stopped study does not release what waits for verification.
+    if wait and state is not StudyState.VERIFIED:
+        return HoldReason.UNVERIFIED
     if state in (StudyState.HELD, StudyState.REJECTED):
         return HoldReason.STUDY
-    return HoldReason.UNVERIFIED if wait and state is not StudyState.VERIFIED else None
+    return None
 
 
 def _add(
@@ -173,6 +185,28 @@ def _shift(
     return changed
 
 
+def _settle(tx: Transaction, selection: Selection) -> None:
+    """What comes back into the queue after its study was stopped, or its instance replaced."""
+    queued = [DeliveryState.QUEUED]
+    _shift(
+        tx,
+        selection,
+        queued,
+        DeliveryState.SUPERSEDED,
+        actor="forward",
+        only=f"NOT {_STILL_STANDS}",
+    )
+    _shift(
+        tx,
+        selection,
+        queued,
+        DeliveryState.HELD,
+        actor="forward",
+        extra={"hold_reason": HoldReason.STUDY},
+        only=f"NOT {_MAY_LEAVE}",
+    )
+
+
 def _named(selection: Selection) -> tuple[str, int | None]:
     for kind in ("delivery", "study", "destination"):
         number = getattr(selection, kind)
@@ -198,7 +232,7 @@ def release(
     actor: str,
     reasons: Sequence[HoldReason] = tuple(HoldReason),
 ) -> int:
-    """Let go what is held for one of `reasons`; how many deliveries."""
+    """Let go what is held for one of `reasons`, unless its study is stopped; how many."""
     names = ", ".join(f"'{reason}'" for reason in reasons)
     return _shift(
         tx,
@@ -207,7 +241,7 @@ def release(
         DeliveryState.QUEUED,
         actor=actor,
         extra={"hold_reason": "", "next_ms": 0},
-        only=f"hold_reason IN ({names})",
+        only=f"hold_reason IN ({names}) AND {_MAY_LEAVE}",
     )
 
 
@@ -220,14 +254,21 @@ def retry(tx: Transaction, selection: Selection, *, actor: str) -> int:
     )
     old = [DeliveryState.FAILED, DeliveryState.CANCELLED]
     return hurried + _shift(
-        tx, selection, old, DeliveryState.QUEUED, actor=actor, extra={"next_ms": 0}
+        tx,
+        selection,
+        old,
+        DeliveryState.QUEUED,
+        actor=actor,
+        extra={"next_ms": 0},
+        only=f"{_MAY_LEAVE} AND {_STILL_STANDS}",
     )
 
 
 def cancel(tx: Transaction, selection: Selection, *, actor: str) -> int:
     """Say that what is queued, held or failed shall not be sent; how many deliveries."""
     old = [DeliveryState.QUEUED, DeliveryState.HELD, DeliveryState.FAILED]
-    return _shift(tx, selection, old, DeliveryState.CANCELLED, actor=actor)
+    extra = {"hold_reason": ""}
+    return _shift(tx, selection, old, DeliveryState.CANCELLED, actor=actor, extra=extra)
 
 
 def supersede(tx: Transaction, instance: InstanceId, *, actor: str) -> None:
@@ -237,7 +278,8 @@ def supersede(tx: Transaction, instance: InstanceId, *, actor: str) -> None:
         "SELECT id FROM delivery WHERE kind = 'instance' AND subject = ?", instance
     ):
         selection = Selection(delivery=number)
-        _shift(tx, selection, open_states, DeliveryState.SUPERSEDED, actor=actor)
+        extra = {"hold_reason": ""}
+        _shift(tx, selection, open_states, DeliveryState.SUPERSEDED, actor=actor, extra=extra)
 
 
 def send_study(tx: Transaction, study: StudyId, destinations: Sequence[int], *, actor: str) -> int:
@@ -342,6 +384,8 @@ def finish(db: Database, number: int, new: DeliveryState, *, result: str, next_m
         )
         if not changed:
             raise Conflict(f"delivery: {number} is not being sent")
+        if new is DeliveryState.QUEUED:
+            _settle(tx, Selection(delivery=number))
 
 
 def give_back(db: Database, numbers: Sequence[int], *, result: str) -> None:
@@ -355,27 +399,43 @@ def give_back(db: Database, numbers: Sequence[int], *, result: str) -> None:
                 result,
                 number,
             )
-            tx.run("UPDATE delivery SET attempts = attempts - 1 WHERE id = ?", number)
-            _shift(
+            selection = Selection(delivery=number)
+            if _shift(
                 tx,
-                Selection(delivery=number),
+                selection,
                 [DeliveryState.SENDING],
                 DeliveryState.QUEUED,
                 actor="forward",
                 extra={"last_error": result},
+            ):
+                tx.run("UPDATE delivery SET attempts = attempts - 1 WHERE id = ?", number)
+                _settle(tx, selection)
+
+
+def may_leave(db: Database, claimed: Claim) -> bool:
+    """Whether it is still wanted: a person may have stopped it since it was claimed."""
+    with db.read() as tx:
+        return bool(
+            tx.first(
+                f"SELECT 1 FROM delivery WHERE id = ? AND {_MAY_LEAVE} AND {_STILL_STANDS}",  # noqa: S608
+                claimed.id,
             )
+        )
 
 
-def recover(db: Database) -> int:
-    """After a crash: queue again what was left in `sending`; how many."""
+def recover(db: Database, destination: int | None = None) -> int:
+    """After a crash or a fault: queue again what was left in `sending`; how many."""
+    selection = Selection(destination=destination)
     with db.write() as tx:
         tx.run(
-            "UPDATE attempt SET ended_ms = ?, result = 'broken off' WHERE ended_ms IS NULL",
+            "UPDATE attempt SET ended_ms = ?4, result = 'broken off' WHERE ended_ms IS NULL "  # noqa: S608
+            f"AND delivery IN (SELECT id FROM delivery WHERE {selection.where})",
+            *selection.values,
             wall_ms(),
         )
-        return _shift(
-            tx, Selection(), [DeliveryState.SENDING], DeliveryState.QUEUED, actor="forward"
-        )
+        left = _shift(tx, selection, [DeliveryState.SENDING], DeliveryState.QUEUED, actor="forward")
+        _settle(tx, selection)
+        return left
 
 
 def next_due_ms(db: Database, destination: int) -> int | None:

@@ -1,7 +1,7 @@
 """Disposal: the only place where the bytes of a known instance are deleted.
 
-The row lets go of its object in one transaction and stays as a tombstone; only then are the
-bytes removed. A crash in between leaves an orphan, which the sweep removes.
+The row becomes a tombstone in one transaction; only then are the bytes removed. A crash in
+between leaves an object only a tombstone names, which the sweep removes.
 """
 
 from edgepacs.model import InstanceId, InstanceState
@@ -12,6 +12,4 @@ def discard(store: Store, number: InstanceId, *, actor: str) -> None:
     """Give up a version that waits for a decision or was replaced; raises Conflict, NotFound."""
     with store.db.write() as tx:
         old = instances.move(tx, number, InstanceState.DISCARDED, actor=actor)
-        tx.run("UPDATE instance SET object_id = NULL WHERE id = ?", number)
-    if old.object_id is not None:
-        store.vault.remove(old.object_id)
+    store.vault.remove(old.object_id)

@@ -34,6 +34,8 @@ def create_node(
     login. Raises Conflict when there is a node already, InvalidValue for bad values.
     """
     text = config.render(title=title, dicom_port=dicom_port, http_port=http_port)
+    one_time = users.one_time_password() if password is None else None
+    chosen = users.acceptable(password or one_time or "")
     config_path = folder / CONFIG_NAME
     paths = Paths(folder / "data")
     for existing in (config_path, paths.data_dir):
@@ -45,11 +47,10 @@ def create_node(
     write_private(folder / "keys" / "device.key", device)
     keys = keystore.Keystore.create(paths.keystore, device, recovery)
     Vault.create(paths.objects)
-    one_time = None if password is not None else users.one_time_password()
-    create_index(paths.index, keys.index_key(), password or one_time or "", one_time=not password)
+    create_index(paths.index, keys.index_key(), chosen, one_time=password is None)
     certificate.create(folder / "tls")
     write_private(config_path, text.encode())
-    for changed in (paths.data_dir, folder / "keys", folder):
+    for changed in (paths.data_dir, folder / "keys", folder / "tls", folder, folder.parent):
         sync_directory(changed)
     return Founded(
         config_path=config_path,

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from edgepacs.errors import Busy, EdgePacsError
-from edgepacs.model import InstanceId, ObjectId
+from edgepacs.errors import Busy, EdgePacsError, Tampered, WrongKey
+from edgepacs.model import ObjectId, Outcome
 from edgepacs.store import Store, audit, instances
-from edgepacs.store.instances import Instance
+from edgepacs.store.instances import Draft, Instance
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +22,8 @@ class Report:
     orphans: list[str] = field(default_factory=list)  # objects no row refers to
     unsettled: list[str] = field(default_factory=list)  # the same, while somebody is writing
     index: list[str] = field(default_factory=list)  # what the index's own check found
-    swept: int = 0
+    removed: int = 0  # by a sweep before the check
+    adopted: int = 0
 
     @property
     def sound(self) -> bool:
@@ -64,18 +65,21 @@ def _strays(store: Store, report: Report) -> list[ObjectId]:
     # The objects are listed first: one committed in between is then among the rows.
     present = list(store.vault.object_ids())
     known = instances.known_objects(store.db)
-    strays = [object_id for object_id in present if object_id not in known]
+    kept = {object_id for object_id, (_, state) in known.items() if not state.gone}
+    strays = [object_id for object_id in present if object_id not in kept]
     report.objects = len(present) - len(strays)
     return strays
 
 
 def _with_objects(store: Store) -> Iterator[Instance]:
-    for number in sorted(instances.known_objects(store.db).values()):
-        yield instances.instance(store.db, InstanceId(number))
+    for number, state in sorted(instances.known_objects(store.db).values()):
+        if not state.gone:
+            yield instances.instance(store.db, number)
 
 
 def _check_object(store: Store, instance: Instance, report: Report) -> None:
-    assert instance.object_id is not None
+    if instance.state.gone:  # given up since the rows were listed
+        return
     if not store.vault.exists(instance.object_id):
         report.missing.append(instance.id)
         return
@@ -94,14 +98,50 @@ def _check_object(store: Store, instance: Instance, report: Report) -> None:
         report.mismatched[instance.id] = "the row differs from what was sealed with the object"
 
 
-def sweep(store: Store) -> int:
-    """Remove objects no row refers to; how many. Raises Busy while anybody writes objects.
+@dataclass(slots=True, kw_only=True)
+class Settled:
+    """What became of objects without a row."""
 
-    Such an object was never acknowledged: its sender was told nothing, or not Success.
+    removed: int = 0
+    adopted: int = 0
+
+
+def sweep(store: Store) -> Settled:
+    """Settle objects no row refers to. Raises Busy while anybody writes objects.
+
+    What is not whole was never acknowledged and is removed. What is whole is made known: its
+    sender may have been told Success under an index that was lost for an older one.
     """
-    report = Report()
+    settled = Settled()
     with store.vault.alone():
-        strays = _strays(store, report)
-        for stray in strays:
-            store.vault.remove(stray)
-    return len(strays)
+        known = instances.known_objects(store.db)
+        for stray in _strays(store, Report()):
+            draft = None if stray in known else _whole(store, stray)
+            if draft is None:  # a tombstone's, or never whole
+                store.vault.remove(stray)
+                settled.removed += 1
+            else:
+                _adopt(store, draft, settled)
+    return settled
+
+
+def _whole(store: Store, object_id: ObjectId) -> Draft | None:
+    """The draft of an object every byte of which authenticates; None for any other."""
+    if not store.vault.size(object_id):
+        return None
+    try:
+        with store.vault.open(object_id) as reader:
+            draft = Draft.from_trailer(reader.trailer(), object_id, store.vault.size(object_id))
+            length = sum(map(len, reader.chunks()))
+    except (Tampered, WrongKey):
+        return None
+    return draft if length == draft.byte_length else None
+
+
+def _adopt(store: Store, draft: Draft, settled: Settled) -> None:
+    receipt = instances.commit(store.db, [draft])[0]
+    if receipt.outcome is Outcome.DUPLICATE:
+        store.vault.remove(draft.object_id)
+        settled.removed += 1
+    else:
+        settled.adopted += 1

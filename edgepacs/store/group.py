@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass
 
+from edgepacs.errors import StorageFault
 from edgepacs.model import Receipt
 from edgepacs.store import instances
 from edgepacs.store.db import Database
@@ -49,8 +50,10 @@ class GroupCommit:
         try:
             receipts = instances.commit(self._db, [one.draft for one in group])
         except BaseException as error:  # noqa: BLE001  it is raised again in its own thread
-            if len(group) == 1:
-                group[0].error = error
+            # After a storage fault nobody knows what has become durable: nobody tries again.
+            if len(group) == 1 or isinstance(error, StorageFault):
+                for one in group:
+                    one.error = error
                 return
             # One association must not fail for another's draft: each gets its own transaction.
             for one in group:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgepacs.errors import Conflict
 from edgepacs.model import (
     INSTANCE_TRANSITIONS,
     UID,
@@ -70,9 +71,11 @@ class Draft:
         own = {name: values.pop(name) for name in ("byte_length", "pixel_offset", "received_ms")}
         sha256 = bytes.fromhex(values.pop("received_sha256"))
         values["flags"] = tuple(values["flags"])
+        # A later version may have sealed more than this one keeps.
+        kept = {name: values[name] for name in Attributes.__slots__ if name in values}
         return cls(
             arrival=arrival,
-            attributes=Attributes(**values),
+            attributes=Attributes(**kept),
             object_id=object_id,
             sealed_length=sealed_length,
             received_sha256=sha256,
@@ -93,7 +96,7 @@ class Instance:
     received_syntax_uid: UID
     state: InstanceState = field(metadata={"make": InstanceState})
     version: int
-    object_id: ObjectId | None
+    object_id: ObjectId
     byte_length: int
     sealed_length: int
     received_sha256: bytes
@@ -381,9 +384,14 @@ def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str)
 
 
 def accept_version(db: Database, number: InstanceId, *, actor: str) -> None:
-    """Let a quarantined version stand for its UID; the former one is kept, never forwarded."""
+    """Let a quarantined version stand for its UID; the former one is kept, never forwarded.
+
+    Raises Conflict when it is not quarantined, NotFound.
+    """
     with db.write() as tx:
         chosen = within(tx, number)
+        if chosen.state is not InstanceState.QUARANTINED:
+            raise Conflict(f"instance: it is {chosen.state}, not quarantined")
         for (former,) in tx.rows(
             "SELECT id FROM instance WHERE sop_instance_uid = ? AND state = 'stored'",
             chosen.sop_instance_uid,
@@ -401,8 +409,11 @@ def quarantine(db: Database, number: InstanceId) -> None:
         flag_study(tx, old.study, "conflict")
 
 
-def known_objects(db: Database) -> dict[ObjectId, InstanceId]:
-    """Every object a row refers to."""
+def known_objects(db: Database) -> dict[ObjectId, tuple[InstanceId, InstanceState]]:
+    """Every object a row names, those of tombstones included."""
     with db.read() as tx:
-        rows = tx.rows("SELECT object_id, id FROM instance WHERE object_id IS NOT NULL")
-    return {ObjectId(object_id): InstanceId(number) for object_id, number in rows}
+        rows = tx.rows("SELECT object_id, id, state FROM instance")
+    return {
+        ObjectId(object_id): (InstanceId(number), InstanceState(state))
+        for object_id, number, state in rows
+    }

@@ -74,8 +74,6 @@ def device_key(config: Config) -> bytes:
 
     Raises ConfigurationError naming the place when it is missing or not 32 bytes.
     """
-    if config.keys.source is KeySource.PASSPHRASE:
-        return _passphrase_key(config)
     path = config.device_key_file
     if config.keys.source is KeySource.CREDENTIAL:
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -93,23 +91,6 @@ def device_key(config: Config) -> bytes:
     if len(key) != KEY_LENGTH:
         raise ConfigurationError(f"[keys] {path}: not a device key of {KEY_LENGTH} bytes")
     return key
-
-
-def _passphrase_key(config: Config) -> bytes:
-    """Argon2id over the credential `edgepacs-passphrase`, salted with the store's own id."""
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # noqa: PLC0415  rarely needed
-
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not folder:
-        raise ConfigurationError(
-            "[keys] source: passphrase needs LoadCredential=edgepacs-passphrase in the unit"
-        )
-    passphrase = (Path(folder) / "edgepacs-passphrase").read_bytes().strip()
-    with (config.data_dir / "keystore").open("rb") as file:
-        salt = file.read(len(MAGIC) + ID_LENGTH)[len(MAGIC) :]
-    return Argon2id(
-        salt=salt, length=KEY_LENGTH, iterations=3, lanes=4, memory_cost=64 * 1024
-    ).derive(passphrase)
 
 
 class Keystore:

@@ -55,6 +55,10 @@ def host_name(host: str) -> str:
     text = host.strip()
     if not text or len(text) > 253 or any(c.isspace() or not c.isprintable() for c in text):
         raise InvalidValue("host", "not an address or host name")
+    try:
+        text.encode("idna")  # what the resolver will do to it
+    except UnicodeError:
+        raise InvalidValue("host", "not an address or host name") from None
     return text
 
 
@@ -95,7 +99,7 @@ def is_at(host: str, address: str) -> bool:
         return True
     there = _plain(address)
     try:
-        return ipaddress.ip_address(host) == there
+        return _plain(host) == there
     except ValueError:
         pass
     try:

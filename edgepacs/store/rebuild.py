@@ -9,9 +9,10 @@ from pathlib import Path
 
 from edgepacs.config import Config
 from edgepacs.errors import Conflict, EdgePacsError
-from edgepacs.model import ObjectId
+from edgepacs.model import ObjectId, Outcome
 from edgepacs.store import Paths, founding, instances, users
 from edgepacs.store.db import Database
+from edgepacs.store.files import sync_directory
 from edgepacs.store.instances import Draft
 from edgepacs.store.keystore import Keystore, device_key
 from edgepacs.store.vault import Vault
@@ -48,11 +49,13 @@ def rebuild(config: Config, outer_key: bytes | None = None) -> Rebuilt:
         founding.create_index(making, keystore.index_key(), result.password, one_time=True)
         db = Database(making, keystore.index_key())
         for start in range(0, len(drafts), _BATCH):
-            result.instances += len(instances.commit(db, drafts[start : start + _BATCH]))
+            receipts = instances.commit(db, drafts[start : start + _BATCH])
+            result.instances += sum(one.outcome is not Outcome.DUPLICATE for one in receipts)
         db.close()
         _remove_database(paths.index)  # a journal left behind belongs to the lost index
         making.rename(paths.index)
         _remove_database(making)
+        sync_directory(paths.data_dir)
     return result
 
 
@@ -60,6 +63,8 @@ def _drafts(vault: Vault, result: Rebuilt) -> list[Draft]:
     """What is sealed with every object, in the order of arrival."""
     drafts = []
     for object_id in vault.object_ids():
+        if not vault.size(object_id):  # a blank a crash has left
+            continue
         try:
             drafts.append(_draft(vault, object_id))
         except EdgePacsError as error:

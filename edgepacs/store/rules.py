@@ -30,6 +30,9 @@ FIELDS = (
 )
 Facts = Mapping[str, str]
 Matcher = Callable[[Facts], bool]
+MAX_LENGTH = 1000  # characters of one rule; it is compiled for every instance
+MAX_PARENTHESES = 50
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # outside quotes
 _TOKEN = re.compile(r'\s*(?:(\()|(\))|((?:"[^"]*"|[^\s()"])+))')
 
 
@@ -47,7 +50,11 @@ class Rule:
 
 def compile_match(text: str) -> Matcher:
     """`text` as a function of an instance's facts; raises InvalidValue naming what is wrong."""
+    if len(text) > MAX_LENGTH:
+        raise InvalidValue("rule", f"longer than {MAX_LENGTH} characters")
     tokens = _tokens(text)
+    if tokens.count("(") > MAX_PARENTHESES:
+        raise InvalidValue("rule", f"more than {MAX_PARENTHESES} parentheses")
     if not tokens:
         return lambda _facts: True
     matcher, rest = _alternatives(tokens)
@@ -104,7 +111,7 @@ def _term(token: str) -> Matcher:
     name, equals, value = token.partition("=")
     if not equals or name not in FIELDS:
         raise InvalidValue("rule", f"{token!r} is not FIELD=GLOB with FIELD of {', '.join(FIELDS)}")
-    globs = [part.strip('"').casefold() for part in value.split(",")]
+    globs = [part.replace('"', "").casefold() for part in _COMMA.split(value)]
     return lambda facts: any(fnmatchcase(facts.get(name, "").casefold(), glob) for glob in globs)
 
 

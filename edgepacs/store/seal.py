@@ -137,6 +137,8 @@ class Unsealer:
     def __init__(self, header: bytes, object_id: ObjectId, study_key: bytes) -> None:
         if len(header) != HEADER_LENGTH or header[:5] != MAGIC + bytes([VERSION]):
             raise Tampered("object header: not a sealed object of format 1")
+        if any(header[PREFIX_LENGTH + _KEY_BLOCK.size :]):
+            raise Tampered("object header: bytes that are reserved are not zero")
         if header[8:PREFIX_LENGTH] != object_id:
             raise Tampered("object header: holds another object's id")
         if header[5] not in list(Algorithm) or not 12 <= header[6] <= 24:
@@ -156,6 +158,8 @@ class Unsealer:
             raise Tampered("object: truncated")
         trailer_length, magic = _FOOTER.unpack(footer)
         layout = Layout(size, trailer_length, self.chunk_size)
+        if layout.sealed_length < TAG_LENGTH:
+            raise Tampered("object: truncated or its footer altered")
         room = layout.sealed_length - (layout.chunk_count - 1) * (self.chunk_size + TAG_LENGTH)
         if magic != FOOTER_MAGIC or trailer_length > TRAILER_LIMIT or room < TAG_LENGTH:
             raise Tampered("object: truncated or its footer altered")

@@ -62,7 +62,8 @@ def _hashed(password: str) -> str:
     return kdf.derive_phc_encoded(password.encode())
 
 
-def _acceptable(password: str) -> str:
+def acceptable(password: str) -> str:
+    """`password` if it may be chosen; raises InvalidValue."""
     if not PASSWORD_MIN <= len(password) <= PASSWORD_MAX:
         raise InvalidValue("password", f"must have {PASSWORD_MIN} to {PASSWORD_MAX} characters")
     return password
@@ -82,7 +83,7 @@ def add(
         {
             "name": plain,
             "role": role,
-            "password": _hashed(_acceptable(password)),
+            "password": _hashed(acceptable(password)),
             "one_time": int(one_time),
             "created_ms": wall_ms(),
         },
@@ -94,7 +95,7 @@ def set_password(tx: Transaction, *, name: str, password: str, one_time: bool, a
     """Give a user another password and end their sessions; raises NotFound, InvalidValue."""
     if not tx.run(
         "UPDATE user SET password = ?, one_time = ?, failures = 0, locked_ms = 0 WHERE name = ?",
-        _hashed(_acceptable(password)),
+        _hashed(acceptable(password)),
         int(one_time),
         name,
     ):
@@ -124,14 +125,14 @@ def log_in(db: Database, name: str, password: str) -> str:
     """The secret of a new session; raises NotAllowed, slower and slower for wrong passwords."""
     now = wall_ms()
     with db.read() as tx:
-        row = tx.first("SELECT password, failures, locked_ms FROM user WHERE name = ?", name)
-    stored, failures, locked_ms = row or (_nobody(), 0, 0)
+        row = tx.first("SELECT password, locked_ms FROM user WHERE name = ?", name)
+    stored, locked_ms = row or (_nobody(), 0)
     if locked_ms > now:
         raise NotAllowed(f"too many wrong passwords; wait {(locked_ms - now) // 1000 + 1} s")
     right = _matches(password, stored)  # also for unknown names: same time, same answer
     if row is None or not right:
         if row is not None:
-            _note_failure(db, name, failures + 1, now)
+            _note_failure(db, name, now)
         raise NotAllowed("wrong user name or password")
     return _new_session(db, name, now)
 
@@ -156,10 +157,12 @@ def _matches(password: str, stored: str) -> bool:
     return True
 
 
-def _note_failure(db: Database, name: str, failures: int, now: int) -> None:
-    excess = failures - _FREE_FAILURES
-    locked = now + min(_LOCK_MS * 2 ** min(excess, 8), _LOCK_MAX_MS) if excess >= 0 else 0
+def _note_failure(db: Database, name: str, now: int) -> None:
     with db.write() as tx:
+        # Counted in here: guesses made at the same time must not count as one.
+        failures = tx.number("SELECT failures FROM user WHERE name = ?", name) + 1
+        excess = failures - _FREE_FAILURES
+        locked = now + min(_LOCK_MS * 2 ** min(excess, 8), _LOCK_MAX_MS) if excess >= 0 else 0
         tx.run("UPDATE user SET failures = ?, locked_ms = ? WHERE name = ?", failures, locked, name)
         audit.record(tx, actor=name, act="login failed", kind="user", subject=None)
 

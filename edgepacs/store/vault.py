@@ -82,7 +82,7 @@ class ObjectWriter:
             size = os.lseek(self._fd, 0, os.SEEK_CUR)
             os.pwrite(self._fd, self._sealer.header(key_id, study_key), 0)
             os.fdatasync(self._fd)
-            os.close(self._fd)
+            self._close()
             if not self._named:
                 sync_directory(self._path.parent)
         except OSError as error:
@@ -91,9 +91,15 @@ class ObjectWriter:
 
     def discard(self) -> None:
         """Give the object up; its bytes are gone from the directory."""
-        with contextlib.suppress(OSError):  # closed by finish()
-            os.close(self._fd)
+        with contextlib.suppress(OSError):  # what it could not write is not wanted any more
+            self._close()
         self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        """Close once: by now another thread may have been given the same number."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _put(self, sealed: bytes) -> None:
         view = memoryview(sealed)
@@ -112,17 +118,23 @@ class ObjectReader(io.RawIOBase):
     ) -> None:
         super().__init__()
         self._fd = fd
-        header = os.pread(fd, seal.HEADER_LENGTH, 0)
+        header = self._read(seal.HEADER_LENGTH, 0)
         if len(header) != seal.HEADER_LENGTH:
             raise Tampered("object: truncated")
         study_key = keystore.key(seal.key_id_of(header))
         self._unsealer = seal.Unsealer(header, object_id, study_key)
         size = os.fstat(fd).st_size
-        footer = os.pread(fd, seal.FOOTER_LENGTH, max(0, size - seal.FOOTER_LENGTH))
+        footer = self._read(seal.FOOTER_LENGTH, max(0, size - seal.FOOTER_LENGTH))
         self._layout = self._unsealer.layout(size, footer)
         self._uid = expected or UID(str(self.trailer()["sop_instance_uid"]))
         self._position = 0
         self._cached: tuple[int, bytes] = (-1, b"")
+
+    def _read(self, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise storage_error(error) from error
 
     @property
     def length(self) -> int:
@@ -132,7 +144,7 @@ class ObjectReader(io.RawIOBase):
     def trailer(self) -> dict[str, Any]:
         """What the index row of this object needs, as it was at commit."""
         start = seal.HEADER_LENGTH + self._layout.sealed_length
-        sealed = os.pread(self._fd, self._layout.trailer_length, start)
+        sealed = self._read(self._layout.trailer_length, start)
         return dict(json.loads(self._unsealer.trailer(sealed)))
 
     def readable(self) -> bool:
@@ -178,7 +190,7 @@ class ObjectReader(io.RawIOBase):
             sealed_size = self._layout.chunk_size + seal.TAG_LENGTH
             start = number * sealed_size
             length = min(sealed_size, self._layout.sealed_length - start)
-            sealed = os.pread(self._fd, length, seal.HEADER_LENGTH + start)
+            sealed = self._read(length, seal.HEADER_LENGTH + start)
             last = number == self._layout.chunk_count - 1
             plain = self._unsealer.chunk(sealed, number, last=last, sop_instance_uid=self._uid)
             self._cached = (number, plain)
@@ -281,11 +293,10 @@ class Vault:
             fd = os.open(self._path(object_id), os.O_RDONLY)
         except FileNotFoundError:
             raise NotFound("the sealed object is missing") from None
-        try:
-            return ObjectReader(fd, object_id, self._keystore, sop_instance_uid)
-        except BaseException:
-            os.close(fd)
-            raise
+        except OSError as error:
+            raise storage_error(error) from error
+        # The reader owns the descriptor from its first line on: it is closed with it, once.
+        return ObjectReader(fd, object_id, self._keystore, sop_instance_uid)
 
     def exists(self, object_id: ObjectId) -> bool:
         """Whether there is such an object."""

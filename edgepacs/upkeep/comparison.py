@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.dataelem import DataElement
 
 from edgepacs.custody import readout
-from edgepacs.errors import EdgePacsError, NotFound, Tampered
+from edgepacs.errors import EdgePacsError, NotFound, Tampered, Undecodable
 from edgepacs.model import InstanceState
 from edgepacs.store import Store, disposal, instances
 from edgepacs.store.instances import Instance
@@ -54,7 +54,10 @@ def _same(store: Store, a: Instance, b: Instance) -> bool:
 
 
 def _attributes(dataset: Dataset) -> list[tuple[int, object]]:
-    return list(_normalised(dataset))
+    try:
+        return list(_normalised(dataset))
+    except Exception as error:  # a broken element raises nearly anything when it is read
+        raise Undecodable("An attribute cannot be read") from error
 
 
 def _normalised(dataset: Dataset) -> Iterator[tuple[int, object]]:

@@ -13,7 +13,17 @@ from edgepacs.clock import monotonic
 from edgepacs.errors import Busy, EdgePacsError, NoRoom, Tampered
 from edgepacs.store import Store
 from edgepacs.telemetry import log
-from edgepacs.web import account, gate, imports, instance, outbox, study, study_list, system, wording
+from edgepacs.web import (
+    account,
+    gate,
+    imports,
+    instance,
+    outbox,
+    study,
+    study_list,
+    system,
+    wording,
+)
 
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _YEAR = 31_536_000  # seconds
@@ -32,7 +42,7 @@ def create_app(store: Store) -> Flask:
     app.jinja_options["trim_blocks"] = True
     app.jinja_options["lstrip_blocks"] = True
     app.extensions["edgepacs"] = store
-    app.extensions["edgepacs-names"] = gate.our_names(store.config.web.host)
+    app.extensions["edgepacs-names"] = gate.our_names(store.config)
     app.extensions["edgepacs-searches"] = study_list.Searches()
     app.url_map.converters["row"] = _RowNumber
     wording.install(app)
@@ -72,7 +82,7 @@ def _log(response: Response) -> Response:
 def _for_every_page() -> dict[str, object]:
     theme = request.cookies.get("theme", "")
     return {
-        "caller": gate.whoever(),
+        "me": gate.whoever(),  # Jinja keeps the name caller to itself
         "theme": theme if theme in ("light", "dark") else "",
         "node": gate.store().config.node.ae_title,
     }

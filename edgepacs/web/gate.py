@@ -16,9 +16,10 @@ from typing import TypeVar, cast
 from flask import Response, current_app, g, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from edgepacs.config import Config
 from edgepacs.errors import InvalidValue, LimitExceeded, NotAllowed
 from edgepacs.model import Role
-from edgepacs.store import Store, users
+from edgepacs.store import Store, certificate, users
 
 SMALL_BODY = 64 << 10  # bytes; every form fits
 IMPORT_PATH = "/import"
@@ -75,7 +76,7 @@ def open_to(role: Role) -> Callable[[_View], _View]:
 
 def store() -> Store:
     """The store this application serves."""
-    return cast(Store, current_app.extensions["edgepacs"])
+    return cast("Store", current_app.extensions["edgepacs"])
 
 
 def caller() -> Caller:
@@ -99,10 +100,12 @@ def admit() -> AnyResponse | None:
     """Let the request in, or answer it here; raises what the error pages answer."""
     _require_our_name(request.headers.get("Host", ""))
     _require_plain_body()
+    if request.endpoint == "static":
+        return None
     g.caller = known_caller(
         store(), request.headers.get("Authorization", ""), _session_secret(request.cookies)
     )
-    if request.endpoint is None or request.endpoint == "static":
+    if request.endpoint is None:
         return None
     needs = _needs(request.endpoint)
     if needs is None:
@@ -159,18 +162,22 @@ def _session_secret(cookies: Mapping[str, str]) -> str:
     return cookies.get(_COOKIE_TLS if request.is_secure else _COOKIE, "")
 
 
-def our_names(host: str) -> frozenset[str]:
-    """The names under which this node may be reached, beside every address."""
+def our_names(config: Config) -> frozenset[str]:
+    """The names under which this node may be reached, beside every address.
+
+    The machine's own, and those the site certificate was issued for, `*.` for any first label.
+    """
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
-    return frozenset({"localhost", host.lower(), name, short, f"{short}.local"})
+    own = {"localhost", config.web.host.lower(), name, short, f"{short}.local"}
+    return certificate.site_names(config.path.parent / "tls") | own
 
 
 def _require_our_name(host: str) -> None:
     """Refuse names that are not ours: a page elsewhere may have rebound its name to us."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     name = name.rstrip(".").lower()
-    if name in current_app.extensions["edgepacs-names"]:
+    if {name, "*." + name.partition(".")[2]} & current_app.extensions["edgepacs-names"]:
         return
     try:
         ipaddress.ip_address(name)

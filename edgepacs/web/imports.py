@@ -17,6 +17,4 @@ def take() -> Response:
     if request.mimetype != "application/dicom":
         raise InvalidValue("Content-Type", "must be application/dicom")
     receipt = ingest.import_part10(gate.store(), request.stream, source=gate.caller().name)
-    return jsonify(
-        outcome=receipt.outcome, study=receipt.study_id, instance=receipt.instance_id
-    )
+    return jsonify(outcome=receipt.outcome, study=receipt.study_id, instance=receipt.instance_id)

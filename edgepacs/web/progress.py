@@ -1,11 +1,11 @@
-"""How far studies have come on their way: rows per delivery state made into one line a person
-takes in at a glance."""
+"""How far studies have come on their way: rows per delivery state made into one line."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from edgepacs.model import DeliveryState, HoldReason
+from edgepacs.model import DeliveryState, HoldReason, Role
 from edgepacs.store.deliveries import Progress
+from edgepacs.web.gate import Caller
 from edgepacs.web.wording import label
 
 _D = DeliveryState
@@ -88,6 +88,22 @@ class Way:
         if counts["stopped"]:
             said.append(f"{counts['stopped']} cancelled")
         return ", ".join(said)
+
+    @property
+    def brief(self) -> str:
+        """What matters most, short enough for a list."""
+        number = self.counts[self.mood]
+        if self.mood == "moving" and self.counts["done"]:
+            return f"{self.counts['done']} of {self.total}"
+        words = {"failed": "failed", "held": "held", "moving": "waiting", "stopped": "cancelled"}
+        return f"{number} {words[self.mood]}" if self.mood in words else self.words
+
+    def releasable(self, caller: Caller) -> bool:
+        """Whether this person may let something of it go from the queue."""
+        mine = {HoldReason.PERSON}
+        if caller.role.covers(Role.ADMIN):
+            mine.add(HoldReason.UNVERIFIED)
+        return bool(self.reasons & mine)
 
     @property
     def held_because(self) -> str:

@@ -152,7 +152,8 @@ def set_state(number: StudyId) -> AnyResponse:
         raise InvalidValue("state", f"must be one of {', '.join(StudyState)}")
     store = gate.store()
     with store.db.write() as tx:
-        studies.set_state(tx, number, StudyState(wanted), actor=gate.caller().name)
+        if studies.within(tx, number).state != wanted:  # a second press of the same button
+            studies.set_state(tx, number, StudyState(wanted), actor=gate.caller().name)
     store.ring("forward")
     return _back(number)
 
@@ -167,9 +168,7 @@ def send(number: StudyId) -> AnyResponse:
     if not chosen or any(one not in known for one in chosen):
         raise InvalidValue("destination", "choose at least one of those there are")
     with store.db.write() as tx:
-        deliveries.send_study(
-            tx, number, [known[one] for one in chosen], actor=gate.caller().name
-        )
+        deliveries.send_study(tx, number, [known[one] for one in chosen], actor=gate.caller().name)
     store.ring("forward")
     return _back(number)
 

@@ -1,5 +1,8 @@
-"""The list of studies. What was searched for never stands in a URL: it is kept here, under a
-number that means nothing elsewhere, so that going back and polling find it again."""
+"""The list of studies.
+
+What was searched for never stands in a URL: it is kept here, under a key that means nothing
+elsewhere, so that going back and polling find it again.
+"""
 
 import secrets
 import threading

@@ -197,9 +197,7 @@ def reset_user() -> str:
     """Give a user a new one-time password; the answer shows it, this once."""
     name, secret = _field("name"), users.one_time_password()
     with gate.store().db.write() as tx:
-        users.set_password(
-            tx, name=name, password=secret, one_time=True, actor=gate.caller().name
-        )
+        users.set_password(tx, name=name, password=secret, one_time=True, actor=gate.caller().name)
     return _page(user=name, secret=secret)
 
 

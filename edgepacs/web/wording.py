@@ -40,7 +40,7 @@ def visible(text: str) -> str:
         if character in _JOINERS and at and _JOINING_SCRIPTS.match(text[at - 1]):
             return character
         code = ord(character)
-        return chr(0x2400 + code) if code < 0x20 else f"‹U+{code:04X}›"
+        return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
     return _HIDDEN.sub(mark, text)
 
@@ -75,16 +75,19 @@ def _alphabetic(group: str) -> str:
 def person(name: str) -> Markup:
     """A person name (PS3.5 6.2.1) as people read it: "DOE^JANE=..." becomes "Doe, Jane ...".
 
-    Ideographic and phonetic groups are kept beside the alphabetic one, family name first.
+    Ideographic and phonetic groups are kept beside the alphabetic one, family name first. What
+    was recorded stands in the tooltip.
     """
     alphabetic, *others = (group.strip() for group in name.split("=", 2))
     written = " · ".join(
         " ".join(part for part in group.split("^") if part) for group in others if group.strip("^")
     )
     readable = _alphabetic(alphabetic)
-    if readable and written:
-        return Markup('{} <span class="written">{}</span>').format(shown(readable), shown(written))
-    return shown(readable or written)
+    if not readable and not written:
+        return Markup()
+    both = Markup(' <span class="written">{}</span>').format(shown(written))
+    text = shown(readable) + (both if written else "") if readable else shown(written)
+    return Markup('<span title="{}">{}</span>').format(visible(name), text)
 
 
 def dicom_date(text: str) -> str:
@@ -131,7 +134,7 @@ def when(ms: int) -> Markup:
 def size(octets: int) -> str:
     """A number of bytes in decimal units."""
     amount, unit = float(octets), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007  the last one stays
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if amount < 1000 or unit == "TB":
             break
         amount /= 1000

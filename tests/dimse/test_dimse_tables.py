@@ -56,7 +56,13 @@ def test_registered_compressed_syntaxes_are_ranked_by_loss():
     assert preference("1.2.840.10008.1.2.4.91") == contexts.Preference.LOSSY
     assert preference("1.2.840.10008.1.2.4.112") == contexts.Preference.LOSSY
     assert preference("1.2.840.10008.1.2.4.110") == contexts.Preference.REVERSIBLE
-    assert preference("1.2.840.10008.1.2.4.94") == contexts.Preference.UNKNOWN
+
+
+def test_a_syntax_whose_pixels_stay_with_the_sender_is_not_accepted():
+    jpip = "1.2.840.10008.1.2.4.94"
+    refused = storage_answer(proposed(CT, jpip))
+    assert refused.result == ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED
+    assert storage_answer(proposed(CT, jpip, JPEG_BASELINE)).transfer_syntax == JPEG_BASELINE
 
 
 def test_every_storage_class_pynetdicom_knows_is_storage():

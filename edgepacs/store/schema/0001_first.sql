@@ -6,7 +6,7 @@ CREATE TABLE patient (
   patient_id    TEXT NOT NULL,            -- (0010,0020), '' where absent
   issuer        TEXT NOT NULL,            -- (0010,0021)
   alone_in      TEXT NOT NULL,            -- Study Instance UID where patient_id is '', else ''
-  name          TEXT NOT NULL,            -- as last received
+  name          TEXT NOT NULL,            -- as first received
   birth_date    TEXT NOT NULL,
   sex           TEXT NOT NULL,
   created_ms    INTEGER NOT NULL,
@@ -82,7 +82,7 @@ CREATE TABLE instance (
   received_syntax_uid   TEXT NOT NULL,    -- as received
   state                 TEXT NOT NULL,
   version               INTEGER NOT NULL, -- 1 for the first content under this UID
-  object_id             BLOB,             -- NULL on a tombstone
+  object_id             BLOB NOT NULL,    -- a tombstone keeps it: the sweep asks
   byte_length           INTEGER NOT NULL, -- of the sealed data set
   sealed_length         INTEGER NOT NULL,
   received_sha256       BLOB NOT NULL,    -- of the data set as received
@@ -103,7 +103,7 @@ CREATE INDEX instance_uid ON instance (sop_instance_uid);
 CREATE INDEX instance_series ON instance (series);
 CREATE INDEX instance_study ON instance (study);
 CREATE INDEX instance_waiting ON instance (state) WHERE state IN ('comparing', 'quarantined');
-CREATE UNIQUE INDEX instance_object ON instance (object_id) WHERE object_id IS NOT NULL;
+CREATE UNIQUE INDEX instance_object ON instance (object_id);
 
 CREATE TABLE ae (
   title       TEXT PRIMARY KEY,

@@ -1,0 +1,669 @@
+/** The study page: series, pictures, window, cine, attributes; what stands beside keeps itself. */
+
+import { Cine } from "./cine.js";
+import { Frames } from "./frames.js";
+import { ask, isTyping, poll, problem } from "./page.js";
+import { listen } from "./pointer.js";
+import { Stage } from "./stage.js";
+
+/**
+ * @typedef {{id: number, instance_number: string, frames: number, rows: number, columns: number}} Instance
+ * @typedef {{id: number, instances: Instance[]}} Series
+ * @typedef {{frames: number, rows: number, columns: number, frame_ms: number, aspect: number,
+ *   windows: [string, number, number][], windowable: boolean, note: string}} Display
+ * @typedef {{instance: Instance, frame: number}} Position
+ */
+
+/** @param {string} id @returns {any} */
+const by = (id) => document.getElementById(id);
+const main = /** @type {HTMLElement} */ (document.querySelector("main.viewer"));
+const EDGES = [256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096];
+const LIVE_EDGE = 640; // while the window is being dragged
+const NO_RATE_MS = 100; // a frame of what has no recorded rate
+const SPEEDS = [0.25, 0.5, 1, 2, 4];
+const AHEAD = 12;
+const WAIT_FOR = 8; // frames before a cine starts
+
+class Viewer {
+  constructor() {
+    this.frames = new Frames();
+    this.stage = new Stage(by("canvas"));
+    this.cine = new Cine((frame) => this.#showDue(frame), () => this.#showTransport());
+    /** @type {Series[]} */
+    this.series = [];
+    /** @type {Series | null} */
+    this.current = null;
+    /** @type {Position[]} */
+    this.positions = [];
+    this.index = 0;
+    this.step = 1;
+    /** @type {Map<number, Promise<Display>>} */
+    this.displays = new Map();
+    /** @type {Display | null} */
+    this.display = null;
+    /** @type {{centre: number, width: number} | null} null: as recorded */
+    this.window = null;
+    this.tool = "window";
+    this.live = false;
+    /** @type {ImageBitmap | null} shown while the window is dragged, on no shelf */
+    this.passing = null;
+    this.loopStart = 0;
+    this.busy = false;
+    this.again = false;
+    this.frames.arrived = () => this.#showLoaded();
+    this.stage.resized = () => this.refresh();
+  }
+
+  async begin() {
+    await this.reload();
+    const first = this.series.find((one) => one.instances.some((i) => i.frames)) ?? this.series[0];
+    if (first) await this.open(first);
+  }
+
+  /** Take over what the node has of the study now; the position stays. */
+  async reload() {
+    const response = await ask(`/studies/${main.dataset.study}.json`);
+    if (!response.ok) throw new Error(await problem(response));
+    this.series = (await response.json()).series;
+    const same = this.series.find((one) => one.id === this.current?.id);
+    if (!same) return;
+    const here = this.positions[this.index];
+    this.current = same;
+    this.positions = positionsOf(same);
+    const at = this.positions.findIndex((p) => p.instance.id === here?.instance.id && p.frame === here.frame);
+    this.index = Math.max(0, at);
+    markSeries(same.id);
+    this.#showTransport();
+  }
+
+  /** @param {Series} series */
+  async open(series) {
+    this.cine.stop();
+    this.current = series;
+    this.positions = positionsOf(series);
+    this.index = 0;
+    this.window = null;
+    this.stage.centre();
+    markSeries(series.id);
+    await this.#arrive();
+  }
+
+  /** @param {number} step among the series */
+  openNext(step) {
+    const at = this.series.findIndex((one) => one.id === this.current?.id);
+    const next = this.series[at + step];
+    if (next) this.open(next);
+  }
+
+  /** @param {number} index */
+  async go(index) {
+    const bounded = Math.min(this.positions.length - 1, Math.max(0, index));
+    if (bounded === this.index) return;
+    this.step = bounded > this.index ? 1 : -1;
+    this.index = bounded;
+    await this.#arrive();
+  }
+
+  /** @param {number} steps by a person: it ends playing */
+  scroll(steps) {
+    this.cine.stop();
+    this.go(this.index + steps);
+  }
+
+  get here() {
+    return this.positions[this.index];
+  }
+
+  /** @param {Instance} instance */
+  displayOf(instance) {
+    let found = this.displays.get(instance.id);
+    if (!found) {
+      found = fetchDisplay(instance);
+      this.displays.set(instance.id, found);
+      found.catch(() => this.displays.delete(instance.id)); // to be asked for again
+    }
+    return found;
+  }
+
+  async #arrive() {
+    const { here } = this;
+    this.#showTransport();
+    if (!here) {
+      showNoPicture("Nothing to show", "This series has no stored instances.");
+      return;
+    }
+    const display = await this.displayOf(here.instance).catch((error) => failed(error));
+    if (here.instance !== this.here?.instance) return;
+    const other = this.display !== display;
+    this.display = display;
+    if (other) this.#showDisplay(display);
+    if (display.note) {
+      this.stage.show(null, 1);
+      showNoPicture("No picture", display.note);
+      this.#showCorners();
+    } else await this.refresh();
+    attributes.follow(here.instance);
+  }
+
+  /** @param {Position} position @param {number} [most] */
+  wanted(position, most) {
+    const display = /** @type {Display} */ (this.display);
+    const longest = Math.max(display.columns, display.rows * display.aspect);
+    const needed = longest * this.stage.scale * devicePixelRatio;
+    const edge = most ?? EDGES.find((one) => one >= needed) ?? Infinity;
+    const query = new URLSearchParams();
+    if (this.window) {
+      query.set("wc", this.window.centre.toFixed(3));
+      query.set("ww", this.window.width.toFixed(3));
+    }
+    if (edge < longest) query.set("edge", String(edge));
+    const path = `/instances/${position.instance.id}/frames/${position.frame}`;
+    const url = `${path}?${query}`;
+    return { key: url, url };
+  }
+
+  /** Show what is wanted now. One request is under way at a time; the latest wish follows it. */
+  async refresh() {
+    if (!this.display || this.display.note || !this.here) return;
+    const ready = this.live ? undefined : this.frames.ready(this.wanted(this.here).key);
+    if (ready) {
+      this.#put(this.here, ready);
+      this.#prefetch();
+      return;
+    }
+    if (this.busy) {
+      this.again = true;
+      return;
+    }
+    this.busy = true;
+    do {
+      this.again = false;
+      await this.#fetchOne();
+    } while (this.again);
+    this.busy = false;
+    this.#prefetch();
+  }
+
+  async #fetchOne() {
+    const { here, live, display } = this;
+    if (!here) return;
+    const wanted = this.wanted(here, live ? LIVE_EDGE : undefined);
+    try {
+      const bitmap = await (live ? this.frames.passing(wanted) : this.frames.load(wanted));
+      if (this.display !== display || this.here?.instance !== here.instance) return;
+      this.#put(here, bitmap);
+      if (live) this.passing = bitmap;
+    } catch (error) {
+      if (this.here === here) showNoPicture("This picture cannot be shown", /** @type {Error} */ (error).message);
+    }
+  }
+
+  /** @param {Position} position @param {ImageBitmap} bitmap */
+  #put(position, bitmap) {
+    by("no-picture").hidden = true;
+    this.frames.pinned = this.live ? "" : this.wanted(position).key;
+    this.stage.show(bitmap, /** @type {Display} */ (this.display).columns);
+    this.passing?.close();
+    this.passing = null;
+    this.stage.canvas.dispatchEvent(new CustomEvent("frame", { detail: { index: this.positions.indexOf(position) } }));
+    this.#showCorners();
+  }
+
+  #prefetch() {
+    if (this.live || !this.display || this.display.note) return;
+    const { start, count } = this.#loop();
+    const round = this.cine.playing || this.display.frame_ms > 0;
+    const size = this.stage.bitmap ? this.stage.bitmap.width * this.stage.bitmap.height * 4 : 1;
+    const reach = Math.min(count - 1, this.frames.room(size), round ? count : AHEAD);
+    const list = [];
+    for (let away = 1; away <= reach; away += 1) {
+      const at = this.index - start + away * this.step;
+      const position = this.positions[start + (round ? (at + count) % count : at)];
+      if (position && at < (round ? Infinity : count)) list.push(this.wanted(position));
+    }
+    this.frames.prefetch(list);
+  }
+
+  /** What plays round: the frames of this instance, or the single frames of one size around it. */
+  #loop() {
+    const { here, positions } = this;
+    const belongs = (/** @type {Position | undefined} */ other) => other !== undefined
+      && (here.instance.frames > 1
+        ? other.instance.id === here.instance.id
+        : other.instance.frames === 1 && sameShape(other.instance, here.instance));
+    let start = this.index;
+    let end = this.index;
+    while (belongs(positions[start - 1])) start -= 1;
+    while (belongs(positions[end + 1])) end += 1;
+    return { start, count: end - start + 1 };
+  }
+
+  // Cine -------------------------------------------------------------------------------------
+
+  togglePlay() {
+    if (this.cine.playing) {
+      this.cine.stop();
+      this.refresh();
+    } else if (this.here && this.display && !this.display.note && this.#loop().count > 1) this.#play();
+  }
+
+  async #play() {
+    const { current, index } = this;
+    const { start, count } = this.#loop();
+    this.step = 1;
+    const soon = this.positions.slice(index, Math.min(index + WAIT_FOR, start + count));
+    await Promise.allSettled(soon.map((one) => this.frames.load(this.wanted(one))));
+    if (this.current !== current || this.index !== index) return;
+    this.loopStart = start;
+    this.cine.start(this.display?.frame_ms || NO_RATE_MS, count, index - start);
+    this.#prefetch();
+  }
+
+  /** @param {number} due in the loop @returns {boolean} */
+  #showDue(due) {
+    const index = this.loopStart + due;
+    const position = this.positions[index];
+    const ready = position && this.frames.ready(this.wanted(position).key);
+    this.index = index; // the clock goes on, whether the frame is here or not
+    if (index % AHEAD === 0) this.#prefetch();
+    if (!ready) {
+      if (position) this.frames.prefetch([this.wanted(position), ...this.frames.queue]);
+      return false;
+    }
+    this.#put(position, ready);
+    this.#showPosition();
+    return true;
+  }
+
+  /** @param {number} step */
+  changeSpeed(step) {
+    const at = SPEEDS.indexOf(this.cine.speed) + step;
+    const speed = SPEEDS[Math.min(SPEEDS.length - 1, Math.max(0, at))];
+    if (speed) this.cine.setSpeed(speed);
+  }
+
+  // Window -----------------------------------------------------------------------------------
+
+  get effectiveWindow() {
+    if (this.window) return this.window;
+    const first = this.display?.windows[0];
+    return first ? { centre: first[1], width: first[2] } : null;
+  }
+
+  /** @param {{centre: number, width: number} | null} window @param {boolean} live */
+  setWindow(window, live) {
+    if (!this.display?.windowable) return;
+    this.window = window;
+    this.live = live;
+    this.#showPreset();
+    this.#showCorners();
+    this.refresh();
+  }
+
+  /** @param {number} number of the preset */
+  preset(number) {
+    const found = this.display?.windows[number];
+    if (found) this.setWindow(number === 0 ? null : { centre: found[1], width: found[2] }, false);
+  }
+
+  /** @param {number} wider steps @param {number} higher steps */
+  nudgeWindow(wider, higher) {
+    const now = this.effectiveWindow;
+    if (now) this.setWindow({ centre: now.centre + (higher * now.width) / 40, width: now.width * 1.05 ** wider }, false);
+  }
+
+  reset() {
+    this.cine.setSpeed(1);
+    this.stage.inverted = false;
+    this.stage.centre();
+    this.#showInvert();
+    this.setWindow(null, false);
+    this.#showCorners();
+  }
+
+  invert() {
+    this.stage.inverted = !this.stage.inverted;
+    this.stage.draw();
+    this.#showInvert();
+  }
+
+  /** @param {() => void} change */
+  view(change) {
+    change();
+    this.#showCorners();
+    if (!this.cine.playing) this.refresh();
+  }
+
+  actualPixels() {
+    this.view(() => this.stage.centre(1 / (this.stage.fitScale * devicePixelRatio)));
+  }
+
+  // Showing ----------------------------------------------------------------------------------
+
+  /** @param {Display} display */
+  #showDisplay(display) {
+    const select = by("presets");
+    select.replaceChildren(...display.windows.map(([name], at) => new Option(name, String(at))));
+    select.append(new Option("By hand", "hand", false, false));
+    select.disabled = !display.windowable;
+    select.closest(".presets").hidden = !display.windowable;
+    for (const tool of document.querySelectorAll('[data-tool="window"]')) {
+      /** @type {HTMLButtonElement} */ (tool).disabled = !display.windowable;
+    }
+    this.setTool(this.tool);
+    this.#showPreset();
+    this.#showTransport();
+  }
+
+  #showPreset() {
+    const select = by("presets");
+    const { window, display } = this;
+    const at = window ? (display?.windows ?? []).findIndex(([, c, w]) => c === window.centre && w === window.width) : 0;
+    select.value = at < 0 ? "hand" : String(at);
+  }
+
+  #showInvert() {
+    document.querySelector('[data-act="invert"]')?.setAttribute("aria-pressed", String(this.stage.inverted));
+  }
+
+  /** @param {string} tool */
+  setTool(tool) {
+    this.tool = tool;
+    const works = tool === "window" && this.display && !this.display.windowable ? "pan" : tool;
+    this.stage.canvas.className = `tool-${works}`;
+    for (const button of document.querySelectorAll("[data-tool]")) {
+      button.setAttribute("aria-pressed", String(/** @type {HTMLElement} */ (button).dataset.tool === works));
+    }
+  }
+
+  /** What dragging does: window where there is one, else pan. */
+  get dragging() {
+    return this.tool === "window" && !this.display?.windowable ? "pan" : this.tool;
+  }
+
+  #showTransport() {
+    const many = this.positions.length > 1;
+    by("scrub").max = String(Math.max(0, this.positions.length - 1));
+    by("scrub").disabled = !many;
+    by("play").disabled = !many || Boolean(this.display?.note);
+    by("play").setAttribute("aria-pressed", String(this.cine.playing));
+    by("play").setAttribute("aria-label", this.cine.playing ? "Pause" : "Play");
+    this.#showPosition();
+    this.#showLoaded();
+  }
+
+  #showPosition() {
+    by("scrub").value = String(this.index);
+    by("where").textContent = this.positions.length ? `${this.index + 1} of ${this.positions.length}` : "";
+    by("rate").textContent = this.#rateWords();
+  }
+
+  #rateWords() {
+    if (this.positions.length < 2) return "";
+    const recorded = this.display?.frame_ms ? 1000 / this.display.frame_ms : 0;
+    const speed = this.cine.speed === 1 ? "" : ` × ${this.cine.speed}`;
+    if (!this.cine.playing) return recorded ? `${recorded.toFixed(1)} fps${speed}` : speed;
+    const aim = recorded || 1000 / NO_RATE_MS;
+    return `${(this.cine.rate || aim * this.cine.speed).toFixed(1)} / ${(aim * this.cine.speed).toFixed(1)} fps`;
+  }
+
+  #showLoaded() {
+    if (!this.display || this.display.note || !this.positions.length) {
+      by("loaded").value = 0;
+      return;
+    }
+    const here = this.positions.filter((p) => this.frames.has(this.wanted(p).key)).length;
+    by("loaded").value = here / this.positions.length;
+  }
+
+  #showCorners() {
+    const { here, display, stage } = this;
+    const corner = (/** @type {string} */ at, /** @type {string[]} */ lines) => {
+      by(`corner-${at}`).textContent = lines.filter(Boolean).join("\n");
+    };
+    if (!here || !display || display.note) {
+      for (const at of ["tl", "tr", "bl", "br"]) corner(at, []);
+      return;
+    }
+    const name = document.querySelector(`.series[data-series="${this.current?.id}"] .series-name`)?.textContent ?? "";
+    const number = here.instance.instance_number;
+    corner("tl", [name, number && `Instance ${number}`]);
+    corner("tr", [`${display.columns} × ${display.rows}`]);
+    const window = display.windowable ? this.effectiveWindow : null;
+    corner("bl", [window ? `C ${short(window.centre)}   W ${short(window.width)}` : "", stage.inverted ? "Inverted" : ""]);
+    corner("br", [`${Math.round(stage.scale * devicePixelRatio * 100)} %`]);
+  }
+}
+
+/** @param {number} value */
+function short(value) {
+  return Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+}
+
+/** @param {Instance} a @param {Instance} b */
+function sameShape(a, b) {
+  return a.rows === b.rows && a.columns === b.columns;
+}
+
+/** @param {Series} series @returns {Position[]} */
+function positionsOf(series) {
+  return series.instances.flatMap((instance) => Array.from({ length: Math.max(1, instance.frames) }, (_, frame) => ({ instance, frame })));
+}
+
+/** @param {Instance} instance @returns {Promise<Display>} */
+async function fetchDisplay(instance) {
+  const response = await ask(`/instances/${instance.id}/display.json`);
+  if (!response.ok) throw new Error(await problem(response));
+  return response.json();
+}
+
+/** @param {Error} error @returns {Display} */
+function failed(error) {
+  return { frames: 0, rows: 0, columns: 0, frame_ms: 0, aspect: 1, windows: [], windowable: false, note: error.message };
+}
+
+/** @param {string} title @param {string} note */
+function showNoPicture(title, note) {
+  by("no-picture-title").textContent = title;
+  by("no-picture-note").textContent = note;
+  by("no-picture").hidden = false;
+}
+
+/** @param {number} id */
+function markSeries(id) {
+  for (const button of document.querySelectorAll(".series")) {
+    const mine = /** @type {HTMLElement} */ (button).dataset.series === String(id);
+    button.setAttribute("aria-pressed", String(mine));
+    if (mine) button.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+}
+
+/** The drawer with the attributes of the instance shown. */
+const attributes = {
+  shown: 0,
+
+  /** @param {Instance} instance */
+  follow(instance) {
+    const link = by("download");
+    if (link) link.href = `/instances/${instance.id}/file`;
+    if (!by("drawer").hidden && this.shown !== instance.id) this.load(instance);
+  },
+
+  toggle() {
+    const drawer = by("drawer");
+    drawer.hidden = !drawer.hidden;
+    if (drawer.hidden) {
+      by("canvas").focus();
+      return;
+    }
+    if (viewer.here && this.shown !== viewer.here.instance.id) this.load(viewer.here.instance);
+    by("filter").focus();
+  },
+
+  /** @param {Instance} instance */
+  async load(instance) {
+    this.shown = instance.id;
+    const response = await ask(`/instances/${instance.id}/attributes`);
+    if (this.shown !== instance.id) return;
+    if (response.ok) by("attributes").innerHTML = await response.text();
+    else by("attributes").textContent = await problem(response);
+    this.filter();
+  },
+
+  filter() {
+    const words = by("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of by("attributes").querySelectorAll("tbody tr")) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((/** @type {string} */ word) => text.includes(word));
+    }
+  },
+};
+
+const viewer = new Viewer();
+
+// What people do ------------------------------------------------------------------------------
+
+const DRAG_WIDTH_PX = 220;
+const DRAG_CENTRE_PX = 320;
+/** @type {{centre: number, width: number} | null} */
+let dragFrom = null;
+
+listen(by("picture").querySelector("canvas"), {
+  tool: () => viewer.dragging,
+  window(dx, dy, start) {
+    if (start) dragFrom = viewer.effectiveWindow;
+    else if (dragFrom) {
+      const width = Math.max(1e-3, dragFrom.width * Math.exp(dx / DRAG_WIDTH_PX));
+      viewer.setWindow({ centre: dragFrom.centre + (dy * dragFrom.width) / DRAG_CENTRE_PX, width }, true);
+    }
+  },
+  windowEnd() {
+    const moved = viewer.live;
+    dragFrom = null;
+    viewer.live = false;
+    if (moved) viewer.refresh();
+  },
+  pan: (dx, dy) => viewer.stage.panBy(dx, dy),
+  zoom: (factor, x, y) => viewer.view(() => viewer.stage.zoomBy(factor, x, y)),
+  scroll: (steps) => viewer.scroll(steps),
+  fit: () => viewer.view(() => viewer.stage.centre()),
+});
+
+const acts = {
+  previous: () => viewer.scroll(-1),
+  next: () => viewer.scroll(1),
+  play: () => viewer.togglePlay(),
+  invert: () => viewer.invert(),
+  fit: () => viewer.view(() => viewer.stage.centre()),
+  reset: () => viewer.reset(),
+  attributes: () => attributes.toggle(),
+  help: () => by("help").showModal(),
+};
+
+document.addEventListener("click", (event) => {
+  const target = /** @type {Element} */ (event.target);
+  const act = target.closest("[data-act]")?.getAttribute("data-act");
+  if (act) acts[/** @type {keyof typeof acts} */ (act)]();
+  const tool = target.closest("[data-tool]")?.getAttribute("data-tool");
+  if (tool) viewer.setTool(tool);
+  const chosen = target.closest(".series")?.getAttribute("data-series");
+  const series = viewer.series.find((one) => String(one.id) === chosen);
+  if (series) viewer.open(series);
+});
+
+by("presets").addEventListener("change", () => {
+  if (by("presets").value !== "hand") viewer.preset(Number(by("presets").value));
+  by("canvas").focus();
+});
+by("scrub").addEventListener("input", () => {
+  viewer.cine.stop();
+  viewer.go(Number(by("scrub").value));
+});
+by("filter").addEventListener("input", () => attributes.filter());
+by("filter").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+  if (event.key === "Escape") attributes.toggle();
+});
+
+/** @type {Record<string, () => void>} */
+const keys = {
+  ArrowUp: acts.previous,
+  ArrowDown: acts.next,
+  ArrowLeft: () => viewer.openNext(-1),
+  ArrowRight: () => viewer.openNext(1),
+  PageUp: () => viewer.scroll(-10),
+  PageDown: () => viewer.scroll(10),
+  Home: () => viewer.scroll(-Infinity),
+  End: () => viewer.scroll(Infinity),
+  " ": acts.play,
+  "[": () => viewer.changeSpeed(-1),
+  "]": () => viewer.changeSpeed(1),
+  "Shift+ArrowLeft": () => viewer.nudgeWindow(-1, 0),
+  "Shift+ArrowRight": () => viewer.nudgeWindow(1, 0),
+  "Shift+ArrowUp": () => viewer.nudgeWindow(0, -1),
+  "Shift+ArrowDown": () => viewer.nudgeWindow(0, 1),
+  "Alt+ArrowLeft": () => viewer.stage.panBy(-40, 0),
+  "Alt+ArrowRight": () => viewer.stage.panBy(40, 0),
+  "Alt+ArrowUp": () => viewer.stage.panBy(0, -40),
+  "Alt+ArrowDown": () => viewer.stage.panBy(0, 40),
+  "+": () => viewer.view(() => viewer.stage.zoomBy(1.25)),
+  "=": () => viewer.view(() => viewer.stage.zoomBy(1.25)),
+  "-": () => viewer.view(() => viewer.stage.zoomBy(0.8)),
+  f: acts.fit,
+  o: () => viewer.actualPixels(),
+  i: acts.invert,
+  r: acts.reset,
+  w: () => viewer.setTool("window"),
+  s: () => viewer.setTool("scroll"),
+  p: () => viewer.setTool("pan"),
+  z: () => viewer.setTool("zoom"),
+  a: acts.attributes,
+  h: () => by("picture").classList.toggle("bare"),
+  d: () => togglePanel(),
+  "?": acts.help,
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || isTyping(event.target)) return;
+  const target = /** @type {Element} */ (event.target);
+  if (event.key === " " && target.closest("button, a, summary")) return;
+  if (/^Arrow|Page|Home|End/.test(event.key) && target.closest(".panel, .drawer-body")) return;
+  const arrow = event.key.startsWith("Arrow");
+  const prefix = arrow && event.shiftKey ? "Shift+" : arrow && event.altKey ? "Alt+" : "";
+  const act = /^[1-9]$/.test(event.key) ? () => viewer.preset(Number(event.key) - 1) : keys[prefix + event.key];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+
+// What stands beside --------------------------------------------------------------------------
+
+const panel = by("panel");
+
+function togglePanel() {
+  const off = main.classList.toggle("no-panel");
+  by("panel-toggle").setAttribute("aria-expanded", String(!off));
+  localStorage.setItem("panel", off ? "off" : "on");
+}
+by("panel-toggle").addEventListener("click", togglePanel);
+if (localStorage.getItem("panel") === "off") togglePanel();
+
+by("back").href = `/studies${sessionStorage.getItem("list") ?? ""}`;
+
+async function reloadSeries() {
+  const response = await ask(`/studies/${main.dataset.study}/strip`);
+  if (response.ok) by("strip").innerHTML = await response.text();
+  await viewer.reload();
+}
+
+poll(() => `/studies/${main.dataset.study}/panel`, "", (html) => {
+  if (panel.querySelector("dialog[open]") || panel.contains(document.activeElement)) return false;
+  panel.innerHTML = html;
+  const count = panel.querySelector("[data-instances]")?.getAttribute("data-instances");
+  if (count && count !== main.dataset.instances) {
+    main.dataset.instances = count;
+    reloadSeries().catch(() => {});
+  }
+  return true;
+});
+
+viewer.begin().catch((error) => showNoPicture("This study cannot be shown", error.message));

@@ -1,0 +1,262 @@
+"""Renew the tables in docs/ that come from the code: `docs_tables.py`, without arguments.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; tests/test_docs.py fails when
+one is out of date.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from pydicom._uid_dict import UID_dictionary
+
+from edgepacs import errors, model
+from edgepacs.cli import cli
+from edgepacs.dimse import contexts, faults, status
+from edgepacs.pixels.syntaxes import TABLE
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "edgepacs"
+PAGES = ("architecture.md", "conformance.md", "format.md")
+HOW = "python tools/docs_tables.py"
+
+_BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACES = ("first", "second", "third", "fourth", "fifth", "last")
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(columns)
+    lines = [names, ["---"] * len(names), *(list(row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _first_sentence(text: str | None) -> str:
+    paragraph = " ".join((text or "").partition("\n\n")[0].split())
+    return re.split(r"\. (?=[A-Z`])", paragraph)[0].rstrip(".").replace("|", "\\|")
+
+
+# --- the map -------------------------------------------------------------------------------
+
+
+def layers() -> list[list[str]]:
+    """The layers of pyproject.toml from the top down, siblings together."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    named = next(one["layers"] for one in settings["contracts"] if one["type"] == "layers")
+    return [
+        [name.strip().removeprefix("edgepacs.") for name in layer.split("|")] for layer in named
+    ]
+
+
+def _files(name: str) -> list[Path]:
+    folder = PACKAGE / name
+    return sorted(folder.glob("*.py")) if folder.is_dir() else [PACKAGE / f"{name}.py"]
+
+
+def modules() -> str:
+    """Every module with the first sentence of its docstring, from the top layer down."""
+    rows = []
+    for name in (name for layer in layers() for name in layer):
+        for path in _files(name):
+            words = ast.get_docstring(ast.parse(path.read_text()))
+            if words is None and path.name == "__init__.py":
+                continue
+            own = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("__init__")
+            rows.append((f"`{own}`", _first_sentence(words)))
+    return _table(("Module", "What it is"), rows)
+
+
+# --- words ---------------------------------------------------------------------------------
+
+_Targets = Mapping[model.State, frozenset[model.State]]
+_AnyState = TypeVar("_AnyState", bound=model.State)
+
+
+def _plain(table: Mapping[_AnyState, frozenset[_AnyState]]) -> _Targets:
+    return {old: frozenset(new) for old, new in table.items()}
+
+
+def _transitions(kind: type[model.State]) -> list[tuple[str, _Targets]]:
+    """The columns a state's table has, beside the meaning."""
+    column = "may become"
+    if kind is model.InstanceState:
+        return [(column, _plain(model.INSTANCE_TRANSITIONS))]
+    if kind is model.StudyState:
+        return [(column, _plain(model.STUDY_TRANSITIONS))]
+    if kind is model.DeliveryState:
+        tables = model.DELIVERY_TRANSITIONS
+        return [
+            (f"{column}, an instance", _plain(tables[model.DeliveryKind.INSTANCE])),
+            (f"{column}, a message", _plain(tables[model.DeliveryKind.HL7])),
+        ]
+    return []
+
+
+def _targets(table: _Targets, state: model.State) -> str:
+    if state not in table:
+        return "not used"
+    return ", ".join(f"`{one}`" for one in type(state) if one in table[state]) or "the end"
+
+
+def states() -> str:
+    """Every State enum with its members, their meanings and what they may become."""
+    parts = []
+    for kind in model.State.__subclasses__():
+        more = _transitions(kind)
+        rows = [
+            (f"`{one}`", one.meaning, *(_targets(table, one) for _, table in more)) for one in kind
+        ]
+        names = (kind.__name__, "Meaning", *(column for column, _ in more))
+        parts.append(f"{_first_sentence(kind.__doc__)}.\n\n{_table(names, rows)}")
+    return "\n\n".join(parts)
+
+
+def _family(kind: type[errors.EdgePacsError]) -> Iterator[type[errors.EdgePacsError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _family(child)
+
+
+def error_classes() -> list[type[errors.EdgePacsError]]:
+    """Every error, parents before children; those of the association engine among them."""
+    assert issubclass(faults.ProtocolError, errors.EdgePacsError)  # the engine's are loaded
+    return list(dict.fromkeys(_family(errors.EdgePacsError)))
+
+
+def error_table() -> str:
+    """Every error with what each interface answers."""
+    rows = (
+        (
+            f"`{kind.__name__}`",
+            _first_sentence(kind.__doc__),
+            f"{kind.dimse_status:04X}",
+            str(kind.http_status),
+            str(kind.exit_code),
+            "yes" if kind.transient else "",
+        )
+        for kind in error_classes()
+    )
+    return _table(("Error", "Meaning", "DIMSE", "HTTP", "Exit", "May pass"), rows)
+
+
+def _walk(command: click.Command, words: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from _walk(child, f"{words} {name}".strip())
+    else:
+        yield words, command
+
+
+def _commands() -> list[tuple[str, click.Command]]:
+    return sorted(_walk(cli, ""), key=lambda one: " " in one[0])
+
+
+def command_names() -> list[str]:
+    """Every command as it is typed, e.g. `queue list`."""
+    return [words for words, _ in _commands()]
+
+
+def commands() -> str:
+    """Every command with its arguments, its options and what it does."""
+    rows = []
+    for words, command in _commands():
+        arguments = " ".join(
+            one.metavar or one.name.upper()
+            for one in command.params
+            if isinstance(one, click.Argument) and one.name
+        )
+        options = (
+            one for one in command.params if isinstance(one, click.Option) and one.name != "json"
+        )
+        flags = ", ".join(f"`{one.opts[0]}`" for one in options)
+        rows.append((f"`{f'{words} {arguments}'.strip()}`", command.help or "", flags))
+    return _table(("Command", "What it does", "Options"), rows)
+
+
+# --- the wire ------------------------------------------------------------------------------
+
+
+def storage_sop_classes() -> str:
+    """Every storage SOP class of the data dictionary."""
+    found = sorted(contexts.STORAGE_SOP_CLASSES.items(), key=lambda one: one[1])
+    return _table(("SOP class", "UID"), ((name, f"`{uid}`") for uid, name in found))
+
+
+def transfer_syntaxes() -> str:
+    """Every transfer syntax that is accepted, in the order it is chosen in."""
+    names = {uid: row.name for uid, row in TABLE.items()}
+    for uid, entry in UID_dictionary.items():
+        if entry[1] == "Transfer Syntax":
+            names[uid] = names.get(uid, entry[0]) + (", retired" if entry[3] else "")
+    found = [
+        (contexts.preference(uid), name, uid, "yes" if uid in TABLE and TABLE[uid].decoder else "")
+        for uid, name in names.items()
+        if uid not in contexts.PIXELS_ELSEWHERE
+    ]
+    found.sort(key=lambda one: (one[0], [int(part) for part in one[2].split(".")]))
+    rows = (
+        (_PLACES[place], place.name.lower(), name, f"`{uid}`", shown)
+        for place, name, uid, shown in found
+    )
+    return _table(("Chosen", "Class", "Transfer syntax", "UID", "Shown"), rows)
+
+
+def _fate(one: status.Status) -> str:
+    if one.category is status.Category.PENDING:
+        return "waits for the final response"
+    if one.stored:
+        return "`sent`"
+    return "`queued`, tried again later" if one.passing else "`failed`, needs a person"
+
+
+def scu_statuses() -> str:
+    """Every status of a C-STORE response and what becomes of the delivery."""
+    known = (status.lookup(code) for code in range(0x10000))
+    rows = []
+    for key, group in groupby(known, lambda one: (one.meaning, one.category, one.passing)):
+        first, *others = group
+        if first.meaning == "unknown status":
+            continue
+        codes = f"{first.code:04X}" + (f" to {others[-1].code:04X}" if others else "")
+        rows.append((codes, key[0], str(key[1]), _fate(first)))
+    other = next(one for one in map(status.lookup, range(0x10000)) if one.meaning[:3] == "unk")
+    rows.append(("any other", other.meaning, str(other.category), _fate(other)))
+    return _table(("Status", "Meaning", "Kind", "The delivery becomes"), rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "modules": modules,
+    "states": states,
+    "errors": error_table,
+    "commands": commands,
+    "storage-sop-classes": storage_sop_classes,
+    "transfer-syntaxes": transfer_syntaxes,
+    "scu-statuses": scu_statuses,
+}
+
+
+def renewed(text: str) -> str:
+    """`text` with every table in it as the code has it now; KeyError for an unknown table."""
+    return _BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + "\n" + found[3], text)
+
+
+def main() -> None:
+    """Rewrite the pages whose tables are out of date, naming them."""
+    if len(sys.argv) > 1:
+        sys.exit(f"usage: {HOW}")
+    for name in PAGES:
+        path = ROOT / "docs" / name
+        before = path.read_text()
+        after = renewed(before)
+        if after != before:
+            path.write_text(after)
+            print(f"docs/{name}: renewed")
+
+
+if __name__ == "__main__":
+    main()
