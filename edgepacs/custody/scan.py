@@ -82,6 +82,9 @@ class Scanner:
     def __init__(self, transfer_syntax_uid: UID) -> None:
         self._implicit = transfer_syntax_uid == IMPLICIT_VR_LE
         self._order = ">" if transfer_syntax_uid == EXPLICIT_VR_BE else "<"
+        self._pair = struct.Struct(self._order + "HH").unpack_from
+        self._u16 = struct.Struct(self._order + "H").unpack_from
+        self._u32 = struct.Struct(self._order + "I").unpack_from
         self._inflater = zlib.decompressobj(-15) if transfer_syntax_uid == DEFLATED else None
         self._deflated_length = 0
         self._inflated_length = 0
@@ -153,10 +156,10 @@ class Scanner:
 
     def _element(self, buffer: bytes, position: int, end: int) -> int:
         """Deal with the element at `position`; bytes used, 0 where more are needed."""
-        group, element = struct.unpack_from(self._order + "HH", buffer, position)
+        group, element = self._pair(buffer, position)
         tag = group << 16 | element
         if group == 0xFFFE:
-            length = struct.unpack_from(self._order + "I", buffer, position + 4)[0]
+            length = self._u32(buffer, position + 4)[0]
             self._delimiter(tag, length)
             return 8
         if not self._last_tag and not self._levels:
@@ -182,16 +185,16 @@ class Scanner:
         """VR (b"" where implicit), value length and header length; the last 0 for: need more."""
         implicit = self._levels[-1].implicit if self._levels else self._implicit
         if implicit:
-            return b"", struct.unpack_from(self._order + "I", buffer, position + 4)[0], 8
+            return b"", self._u32(buffer, position + 4)[0], 8
         vr = buffer[position + 4 : position + 6]
         if vr in _SHORT_VRS:
-            return vr, struct.unpack_from(self._order + "H", buffer, position + 6)[0], 8
+            return vr, self._u16(buffer, position + 6)[0], 8
         if not vr.isalpha():
             self._opaque("unreadable-vr")
             return vr, 0, 8
         if end - position < 12:
             return vr, 0, 0
-        return vr, struct.unpack_from(self._order + "I", buffer, position + 8)[0], 12
+        return vr, self._u32(buffer, position + 8)[0], 12
 
     def sop_uid(self, tag: int) -> str:
         """SOP Class or Instance UID as far as it has been read, unchecked; "" before."""
@@ -331,7 +334,7 @@ class Scanner:
         """A US or IS value as a number; 0 where absent or not one."""
         raw = self._values.get(tag, b"")
         if tag != _FRAMES:
-            return int(struct.unpack_from(self._order + "H", raw)[0]) if len(raw) >= 2 else 0
+            return int(self._u16(raw)[0]) if len(raw) >= 2 else 0
         try:
             return max(0, min(int(raw.partition(b"\\")[0].strip(b"\0 ")), 2**31 - 1))
         except ValueError:

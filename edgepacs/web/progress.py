@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from edgepacs.clock import wall_ms
 from edgepacs.model import DeliveryState, HoldReason, Role
 from edgepacs.store.deliveries import Progress
 from edgepacs.web.gate import Caller
@@ -35,7 +36,7 @@ class Way:
     reasons: set[HoldReason] = field(default_factory=set)
     error: str = ""
     attempts: int = 0
-    next_ms: int = 0
+    next_ms: int = 0  # when something is tried again, if that is still to come
     changed_ms: int = 0
 
     def add(self, row: Progress) -> None:
@@ -50,7 +51,7 @@ class Way:
         if group in ("moving", "failed"):
             self.error = row.last_error or self.error
             self.attempts = max(self.attempts, row.attempts)
-        if row.state is _D.QUEUED:
+        if row.state is _D.QUEUED and row.next_ms > wall_ms():
             self.next_ms = row.next_ms
         self.changed_ms = max(self.changed_ms, row.changed_ms)
 

@@ -8,7 +8,7 @@ import { Stage } from "./stage.js";
 
 /**
  * @typedef {{id: number, instance_number: string, frames: number, rows: number, columns: number}} Instance
- * @typedef {{id: number, instances: Instance[]}} Series
+ * @typedef {{id: number, modality: string, instances: Instance[]}} Series
  * @typedef {{frames: number, rows: number, columns: number, frame_ms: number, aspect: number,
  *   windows: [string, number, number][], windowable: boolean, note: string}} Display
  * @typedef {{instance: Instance, frame: number}} Position
@@ -20,6 +20,8 @@ const main = /** @type {HTMLElement} */ (document.querySelector("main.viewer"));
 const EDGES = [256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096];
 const LIVE_EDGE = 640; // while the window is being dragged
 const NO_RATE_MS = 100; // a frame of what has no recorded rate
+/** Windows in Hounsfield units everybody who reads CT knows. @type {[string, number, number][]} */
+const CT_WINDOWS = [["Soft tissue", 40, 400], ["Lung", -600, 1500], ["Bone", 500, 2000], ["Brain", 40, 80]];
 const SPEEDS = [0.25, 0.5, 1, 2, 4];
 const AHEAD = 12;
 const WAIT_FOR = 8; // frames before a cine starts
@@ -300,9 +302,15 @@ class Viewer {
     this.refresh();
   }
 
+  /** What is recorded first, then what is usual. @returns {[string, number, number][]} */
+  get presets() {
+    const recorded = this.display?.windowable ? this.display.windows : [];
+    return this.current?.modality === "CT" && recorded.length ? [...recorded, ...CT_WINDOWS] : recorded;
+  }
+
   /** @param {number} number of the preset */
   preset(number) {
-    const found = this.display?.windows[number];
+    const found = this.presets[number];
     if (found) this.setWindow(number === 0 ? null : { centre: found[1], width: found[2] }, false);
   }
 
@@ -343,7 +351,7 @@ class Viewer {
   /** @param {Display} display */
   #showDisplay(display) {
     const select = by("presets");
-    select.replaceChildren(...display.windows.map(([name], at) => new Option(name, String(at))));
+    select.replaceChildren(...this.presets.map(([name], at) => new Option(name, String(at))));
     select.append(new Option("By hand", "hand", false, false));
     select.disabled = !display.windowable;
     select.closest(".presets").hidden = !display.windowable;
@@ -357,8 +365,8 @@ class Viewer {
 
   #showPreset() {
     const select = by("presets");
-    const { window, display } = this;
-    const at = window ? (display?.windows ?? []).findIndex(([, c, w]) => c === window.centre && w === window.width) : 0;
+    const { window } = this;
+    const at = window ? this.presets.findIndex(([, c, w]) => c === window.centre && w === window.width) : 0;
     select.value = at < 0 ? "hand" : String(at);
   }
 
