@@ -339,11 +339,11 @@ def attribute_lines(store: Store, instance: Instance) -> list[AttributeLine]:
 
 def _lines(dataset: Dataset, depth: int) -> Iterator[AttributeLine]:
     for tag in sorted(dataset.keys()):
-        raw = dataset.get_item(tag)
-        if isinstance(raw, RawDataElement) and _is_long(raw):
-            yield _unread_line(tag, depth, vr=raw.VR or "", value=f"{raw.length} bytes")
-            continue
         try:
+            raw = dataset.get_item(tag)
+            if isinstance(raw, RawDataElement) and _is_long(raw):
+                yield _unread_line(tag, depth, vr=raw.VR or "", value=f"{raw.length} bytes")
+                continue
             element = dataset[tag]
             line = _line(element, depth)
         except Exception:  # noqa: BLE001  one broken element must not hide the others

@@ -37,6 +37,7 @@ class Listener:
         self._lock = threading.Lock()
         self._open: dict[int, Association | None] = {}
         self._threads: dict[int, threading.Thread] = {}
+        self._silent: dict[int, socket.socket] = {}  # not yet associated, the oldest first
         self._next = 0
         self._fault: StorageFault | None = None
 
@@ -96,15 +97,28 @@ class Listener:
             log.warning("accept failed: %s", error.strerror)
             return
         with self._lock:
-            if len(self._threads) >= self._bound + _REFUSING:
+            if len(self._threads) >= self._bound + _REFUSING and not self._drop_oldest_silent():
                 connection.close()
                 return
             number = self._next = self._next + 1
+            self._silent[number] = connection
             thread = threading.Thread(
                 target=self._attend, args=(number, connection, address, tls), daemon=True
             )
             self._threads[number] = thread
         thread.start()
+
+    def _drop_oldest_silent(self) -> bool:
+        """Make room by ending the connection that has said nothing for longest; under the lock.
+
+        Whoever opens connections and keeps silent must not keep a modality out.
+        """
+        for number, connection in list(self._silent.items()):
+            del self._silent[number]
+            with contextlib.suppress(OSError):  # it is ending by itself: not room made now
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+                return True
+        return False
 
     def _crowded(self) -> bool:
         with self._lock:
@@ -129,6 +143,7 @@ class Listener:
         finally:
             with self._lock:
                 self._threads.pop(number, None)
+                self._silent.pop(number, None)
                 self._open.pop(number, None)
 
     def _associate(
@@ -139,8 +154,7 @@ class Listener:
         tls: ssl.SSLContext | None,
     ) -> None:
         if tls is not None:
-            connection.settimeout(_HANDSHAKE_SECONDS)
-            connection = tls.wrap_socket(connection, server_side=True)
+            connection = self._shake_hands(number, connection, tls)
         gate = Gate(self._store, self._crowded)
         try:
             association = accept(connection, (address[0], address[1]), gate, self._limits)
@@ -148,6 +162,7 @@ class Listener:
             gate.note(rejection, address[0])
             raise
         with self._lock:
+            self._silent.pop(number, None)
             self._open[number] = association
         attendant = Attendant(self._store, association, self._note_fault)
         try:
@@ -160,6 +175,16 @@ class Listener:
                 attendant.stored,
                 attendant.refused,
             )
+
+    def _shake_hands(
+        self, number: int, connection: socket.socket, tls: ssl.SSLContext
+    ) -> ssl.SSLSocket:
+        secured = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        with self._lock:
+            self._silent[number] = secured
+        secured.settimeout(_HANDSHAKE_SECONDS)
+        secured.do_handshake()
+        return secured
 
     def _finish(self) -> None:
         """Let associations end by themselves for a moment, then abort what is left."""

@@ -324,6 +324,16 @@ def flag_study(tx: Transaction, study: int, word: str) -> None:
     )
 
 
+def _unflag_study(tx: Transaction, study: int, word: str) -> None:
+    """Take a word out of a study's flags."""
+    tx.run(
+        "UPDATE study SET flags = TRIM(REPLACE(' ' || flags || ' ', ' ' || ? || ' ', ' ')) "
+        "WHERE id = ?",
+        word,
+        study,
+    )
+
+
 def folded(text: str) -> str:
     """`text` for searching: without case, accents or name separators."""
     plain = unicodedata.normalize("NFKD", text.replace("^", " ").replace("=", " "))
@@ -377,6 +387,10 @@ def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str)
     audit.record(
         tx, actor=actor, act=f"instance {new}", kind="instance", subject=number, detail=old.state
     )
+    if old.state is InstanceState.QUARANTINED and not tx.number(
+        "SELECT COUNT(*) FROM instance WHERE study = ? AND state = 'quarantined'", old.study
+    ):
+        _unflag_study(tx, old.study, "conflict")
     if InstanceState.STORED in (old.state, new):
         sign = 1 if new is InstanceState.STORED else -1
         _count(tx, old.study, old.series, sign, sign * old.byte_length)
