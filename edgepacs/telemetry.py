@@ -70,7 +70,8 @@ class Doorbell:
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        with contextlib.suppress(AttributeError):  # it could not be opened
+            os.close(self._fd)
 
     def ring(self) -> None:
         """Wake the waiter, now or when it next waits."""

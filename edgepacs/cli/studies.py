@@ -1,0 +1,90 @@
+"""Studies, and what a technologist does with them."""
+
+import click
+
+from edgepacs.cli.session import ACTOR, Session, command, group
+from edgepacs.model import (
+    InstanceId,
+    InstanceState,
+    StudyId,
+    StudyState,
+)
+from edgepacs.store import (
+    deliveries,
+    disposal,
+    instances,
+    peers,
+    studies,
+)
+
+_study = group("study", "Studies, and what a technologist does with them.")
+_quarantine = group("quarantine", "Other content under a known SOP Instance UID.")
+
+
+@command(_study, "list")
+@click.option("--limit", default=100, show_default=True)
+def study_list(session: Session, *, limit: int) -> None:
+    """List studies, the last received first."""
+    with session.store() as store:
+        found = studies.search(store.db, studies.Search(limit=limit))
+    columns = ("id", "study_date", "modalities", "series_count", "instance_count", "state")
+    session.table(found, (*columns, "flags", "received_ms"))
+
+
+@command(_study, "send")
+@click.argument("number", type=int)
+@click.option("--to", required=True, help="A destination's name.")
+def study_send(session: Session, *, number: int, to: str) -> None:
+    """Send a study at once, before everything else."""
+    with session.store() as store:
+        destination = peers.destination(store.db, to)
+        with store.db.write() as tx:
+            count = deliveries.send_study(tx, StudyId(number), [destination.id], actor=ACTOR)
+        store.ring("forward")
+    session.say({"queued": count}, f"{count} instances queued")
+
+
+def _add_study_act(name: str, state: StudyState, words: str) -> None:
+    @command(_study, name)
+    @click.argument("number", type=int)
+    def run(session: Session, *, number: int) -> None:
+        with session.store() as store:
+            with store.db.write() as tx:
+                studies.set_state(tx, StudyId(number), state, actor=ACTOR)
+            store.ring("forward")
+        session.say({"study": number, "state": state}, f"study {number}: {state}")
+
+    run.help = words
+
+
+_add_study_act("verify", StudyState.VERIFIED, "Say that a study was looked at and is good.")
+_add_study_act("hold", StudyState.HELD, "Stop a study; nothing of it leaves.")
+_add_study_act("release", StudyState.RECEIVED, "Let a held or rejected study go again.")
+_add_study_act("reject", StudyState.REJECTED, "Say that a study is unfit; it stays here.")
+
+
+@command(_quarantine, "list")
+def quarantine_list(session: Session) -> None:
+    """List versions that wait for a person."""
+    with session.store() as store:
+        found = instances.in_state(store.db, InstanceState.QUARANTINED)
+    session.table(found, ("id", "study", "version", "source", "received_ms"))
+
+
+@command(_quarantine, "accept")
+@click.argument("number", type=int)
+def quarantine_accept(session: Session, *, number: int) -> None:
+    """Let this version stand for its UID; the former one is kept, never forwarded."""
+    with session.store() as store:
+        instances.accept_version(store.db, InstanceId(number), actor=ACTOR)
+        store.ring("forward")
+    session.say({"accepted": number}, f"instance {number} accepted")
+
+
+@command(_quarantine, "discard")
+@click.argument("number", type=int)
+def quarantine_discard(session: Session, *, number: int) -> None:
+    """Give this version up; its bytes are deleted."""
+    with session.store() as store:
+        disposal.discard(store, InstanceId(number), actor=ACTOR)
+    session.say({"discarded": number}, f"instance {number} discarded")
