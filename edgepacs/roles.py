@@ -16,11 +16,9 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 
-from edgepacs import telemetry, upkeep, web
+from edgepacs import telemetry
 from edgepacs.config import Config
 from edgepacs.errors import Busy
-from edgepacs.forward.sender import Sender
-from edgepacs.scp.listener import Listener
 from edgepacs.store import Store, fsck
 from edgepacs.telemetry import log
 
@@ -31,7 +29,13 @@ _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 15.0
 
 
+# Each process imports its own role alone: a receiver that loads no codecs and no web server is
+# up sooner and half as large.
+
+
 def _scp(store: Store, stop: threading.Event) -> None:
+    from edgepacs.scp.listener import Listener  # noqa: PLC0415
+
     sweep_if_alone(store)
     ready = threading.Event()
     threading.Thread(target=_announce, args=(ready,), daemon=True).start()
@@ -51,16 +55,22 @@ def _announce(ready: threading.Event) -> None:
 
 
 def _forward(store: Store, stop: threading.Event) -> None:
+    from edgepacs.forward.sender import Sender  # noqa: PLC0415
+
     telemetry.notify_systemd("READY=1")
     Sender(store).run(stop)
 
 
 def _web(store: Store, stop: threading.Event) -> None:
+    from edgepacs import web  # noqa: PLC0415
+
     telemetry.notify_systemd("READY=1")
     web.serve(store, stop)
 
 
 def _upkeep(store: Store, stop: threading.Event) -> None:
+    from edgepacs import upkeep  # noqa: PLC0415
+
     telemetry.notify_systemd("READY=1")
     upkeep.run(store, stop)
 

@@ -6,7 +6,6 @@ import click
 
 from edgepacs.cli.session import ACTOR, Session, command, group
 from edgepacs.errors import InvalidValue
-from edgepacs.forward.sender import echo_in_words
 from edgepacs.model import (
     Service,
 )
@@ -89,6 +88,8 @@ def destination_list(session: Session) -> None:
 @click.argument("name")
 def destination_echo(session: Session, *, name: str) -> None:
     """C-ECHO a destination from here; exit code 69 when it does not answer."""
+    from edgepacs.forward.sender import echo_in_words  # noqa: PLC0415  slow to load, rarely asked
+
     with session.store() as store:
         succeeded, words = echo_in_words(store, peers.destination(store.db, name))
     session.say({"name": name, "succeeded": succeeded, "result": words}, f"{name}: {words}")
