@@ -280,14 +280,18 @@ class Outcome(State):
     """What committing an instance came to; each is Success to the modality."""
 
     STORED = "stored", "a new instance"
-    DUPLICATE = "duplicate", "the same bytes were here already; no second copy is kept"
+    DUPLICATE = "duplicate", "the same bytes were here already; the new copy replaces the old"
     COMPARING = "comparing", "other bytes under a known UID; kept aside until compared"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """The durable result of one ingest."""
+    """The durable result of one ingest.
+
+    `replaced` is an object no row refers to any more: the earlier copy of a duplicate.
+    """
 
     outcome: Outcome
     instance_id: InstanceId
     study_id: StudyId
+    replaced: ObjectId | None = None

@@ -131,9 +131,12 @@ def sweep_if_alone(store: Store) -> None:
         settled = fsck.sweep(store)
     except Busy:
         return
-    if settled.removed or settled.adopted:
+    if settled != fsck.Settled():
         log.info(
-            "objects without a row: %d removed, %d made known", settled.removed, settled.adopted
+            "objects without a row: %d removed, %d made known, %d set aside",
+            settled.removed,
+            settled.adopted,
+            settled.set_aside,
         )
 
 

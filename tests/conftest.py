@@ -40,3 +40,10 @@ def new_box(template: Box, tmp_path: Path) -> Iterator[Callable[[], Box]]:
 def box(new_box: Callable[[], Box]) -> Box:
     """A running node without destinations."""
     return new_box().start()
+
+
+@pytest.fixture(scope="module")
+def shared_box(template: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A running node for all tests of a module that neither stop it nor need it empty."""
+    with Box.copied(template, tmp_path_factory.mktemp("shared") / "node") as box:
+        yield box.start()

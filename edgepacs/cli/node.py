@@ -110,15 +110,17 @@ def check_store(session: Session, *, sweep: bool) -> None:
         settled = fsck.sweep(store) if sweep else fsck.Settled()
         report = fsck.check(store)
         report.removed, report.adopted = settled.removed, settled.adopted
+        report.set_aside = settled.set_aside
     lines = [
         (
             f"{report.rows} rows, {report.objects} objects, {report.verified} verified, "
-            f"{settled.removed} removed, {settled.adopted} adopted"
+            f"{settled.removed} removed, {settled.adopted} adopted, {settled.set_aside} set aside"
         ),
         *(f"instance {number}: its object is missing" for number in report.missing),
         *(f"instance {number}: {words}" for number, words in report.broken.items()),
         *(f"instance {number}: {words}" for number, words in report.mismatched.items()),
         *(f"object {name}: no row refers to it" for name in report.orphans),
+        *(f"file {name}: is no object" for name in report.foreign),
         *(f"object {name}: no row yet; services are running" for name in report.unsettled),
         *(f"index: {words}" for words in report.index),
         "sound" if report.sound else "NOT sound",

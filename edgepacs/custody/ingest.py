@@ -15,7 +15,7 @@ from edgepacs.clock import wall_ms
 from edgepacs.custody.scan import Scanner
 from edgepacs.errors import InvalidValue, LimitExceeded, StorageFault
 from edgepacs.model import UID, Arrival, Origin, Outcome, Receipt, uid
-from edgepacs.store import Store
+from edgepacs.store import Store, disposal
 from edgepacs.store.instances import Draft
 from edgepacs.telemetry import failpoint
 
@@ -55,9 +55,8 @@ class Intake:
         # durable is known only to the index.
         receipt = self._store.group.commit(draft)
         failpoint("ingest.committed")
-        if receipt.outcome is Outcome.DUPLICATE:
-            self._store.vault.remove(draft.object_id)
-        elif receipt.outcome is Outcome.COMPARING:
+        disposal.clear_replaced(self._store, receipt)
+        if receipt.outcome is Outcome.COMPARING:
             self._store.ring("upkeep")
         self._store.ring("forward")
         return receipt

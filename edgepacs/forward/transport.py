@@ -9,7 +9,7 @@ from edgepacs.dimse.contexts import VERIFICATION
 from edgepacs.dimse.status import lookup
 from edgepacs.errors import EdgePacsError, NotFound, PeerError, Tampered
 from edgepacs.model import UID, DeliveryState
-from edgepacs.store import Store, instances
+from edgepacs.store import Store, deliveries, instances
 from edgepacs.store.deliveries import Claim
 from edgepacs.store.peers import Destination
 
@@ -87,11 +87,11 @@ def send(store: Store, association: Association, claim: Claim) -> Verdict:
     except PeerError:
         raise
     except Tampered as error:
-        return Verdict(DeliveryState.FAILED, f"not sent: {error}")
+        return Verdict(DeliveryState.FAILED, f"{deliveries.NOT_SENT}{error}")
     except NotFound as error:
-        return Verdict(DeliveryState.FAILED, f"not sent: {error}")
+        return Verdict(DeliveryState.FAILED, f"{deliveries.NOT_SENT}{error}")
     except EdgePacsError as error:
-        return Verdict(DeliveryState.QUEUED, f"not sent: {error}")
+        return Verdict(DeliveryState.QUEUED, f"{deliveries.NOT_SENT}{error}")
     return _judged(response.status, response.comment)
 
 

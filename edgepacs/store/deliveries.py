@@ -28,6 +28,7 @@ from edgepacs.model import (
 from edgepacs.store import audit, rules
 from edgepacs.store.db import Database, Transaction
 
+NOT_SENT = "not sent: "  # how the last error begins where our own copy could not be read
 STAT = 100  # the priority of what a person sends at once
 
 # Nothing of a study somebody stopped leaves, by whatever way it would come back into the queue.
@@ -280,6 +281,17 @@ def supersede(tx: Transaction, instance: InstanceId, *, actor: str) -> None:
         selection = Selection(delivery=number)
         extra = {"hold_reason": ""}
         _shift(tx, selection, open_states, DeliveryState.SUPERSEDED, actor=actor, extra=extra)
+
+
+def readable_again(tx: Transaction, instance: InstanceId) -> None:
+    """Queue what failed because our own copy of an instance could not be read."""
+    for (number,) in tx.rows(
+        "SELECT id FROM delivery WHERE kind = 'instance' AND subject = ? AND state = 'failed' "
+        "AND last_error LIKE ?",
+        instance,
+        NOT_SENT + "%",
+    ):
+        retry(tx, Selection(delivery=number), actor="ingest")
 
 
 def send_study(tx: Transaction, study: StudyId, destinations: Sequence[int], *, actor: str) -> int:

@@ -4,7 +4,7 @@ The row becomes a tombstone in one transaction; only then are the bytes removed.
 between leaves an object only a tombstone names, which the sweep removes.
 """
 
-from edgepacs.model import InstanceId, InstanceState
+from edgepacs.model import InstanceId, InstanceState, Receipt
 from edgepacs.store import Store, instances
 
 
@@ -13,3 +13,9 @@ def discard(store: Store, number: InstanceId, *, actor: str) -> None:
     with store.db.write() as tx:
         old = instances.move(tx, number, InstanceState.DISCARDED, actor=actor)
     store.vault.remove(old.object_id)
+
+
+def clear_replaced(store: Store, receipt: Receipt) -> None:
+    """Remove the earlier copy of a duplicate, now that the row refers to the new one."""
+    if receipt.replaced is not None:
+        store.vault.remove(receipt.replaced)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from edgepacs.errors import Busy, EdgePacsError, Tampered, WrongKey
 from edgepacs.model import ObjectId, Outcome
-from edgepacs.store import Store, audit, instances
+from edgepacs.store import Store, audit, disposal, instances
 from edgepacs.store.instances import Draft, Instance
 
 
@@ -20,15 +20,24 @@ class Report:
     broken: dict[int, str] = field(default_factory=dict)  # rows whose object does not authenticate
     mismatched: dict[int, str] = field(default_factory=dict)  # rows that say other than the object
     orphans: list[str] = field(default_factory=list)  # objects no row refers to
+    foreign: list[str] = field(default_factory=list)  # files in the vault that are no objects
     unsettled: list[str] = field(default_factory=list)  # the same, while somebody is writing
     index: list[str] = field(default_factory=list)  # what the index's own check found
     removed: int = 0  # by a sweep before the check
     adopted: int = 0
+    set_aside: int = 0
 
     @property
     def sound(self) -> bool:
         """Whether nothing at all is wrong."""
-        return not (self.missing or self.broken or self.mismatched or self.orphans or self.index)
+        return not (
+            self.missing
+            or self.broken
+            or self.mismatched
+            or self.orphans
+            or self.foreign
+            or self.index
+        )
 
 
 def check(store: Store) -> Report:
@@ -68,6 +77,7 @@ def _strays(store: Store, report: Report) -> list[ObjectId]:
     kept = {object_id for object_id, (_, state) in known.items() if not state.gone}
     strays = [object_id for object_id in present if object_id not in kept]
     report.objects = len(present) - len(strays)
+    report.foreign = sorted(store.vault.foreign_files())
     return strays
 
 
@@ -104,44 +114,51 @@ class Settled:
 
     removed: int = 0
     adopted: int = 0
+    set_aside: int = 0
 
 
 def sweep(store: Store) -> Settled:
     """Settle objects no row refers to. Raises Busy while anybody writes objects.
 
-    What is not whole was never acknowledged and is removed. What is whole is made known: its
-    sender may have been told Success under an index that was lost for an older one.
+    What was never finished was never acknowledged and is removed. What is whole is made known:
+    its sender may have been told Success under an index that was lost for an older one. What is
+    damaged is set aside, and what asks for a key that is not held is left where it is: a person
+    may still save it.
     """
     settled = Settled()
     with store.vault.alone():
         known = instances.known_objects(store.db)
         for stray in _strays(store, Report()):
-            draft = None if stray in known else _whole(store, stray)
-            if draft is None:  # a tombstone's, or never whole
+            if stray in known or not store.vault.is_finished(stray):  # a tombstone's, or torn
                 store.vault.remove(stray)
                 settled.removed += 1
             else:
-                _adopt(store, draft, settled)
+                _save(store, stray, settled)
     return settled
 
 
-def _whole(store: Store, object_id: ObjectId) -> Draft | None:
-    """The draft of an object every byte of which authenticates; None for any other."""
-    if not store.vault.size(object_id):
-        return None
+def _save(store: Store, stray: ObjectId, settled: Settled) -> None:
     try:
-        with store.vault.open(object_id) as reader:
-            draft = Draft.from_trailer(reader.trailer(), object_id, store.vault.size(object_id))
-            length = sum(map(len, reader.chunks()))
-    except (Tampered, WrongKey):
-        return None
-    return draft if length == draft.byte_length else None
-
-
-def _adopt(store: Store, draft: Draft, settled: Settled) -> None:
+        draft = _whole(store, stray)
+    except WrongKey:
+        return
+    except Tampered:
+        store.vault.set_aside(stray)
+        settled.set_aside += 1
+        return
+    store.vault.sync(stray)  # its writer may have been killed before the disk had it
     receipt = instances.commit(store.db, [draft])[0]
+    disposal.clear_replaced(store, receipt)
     if receipt.outcome is Outcome.DUPLICATE:
-        store.vault.remove(draft.object_id)
         settled.removed += 1
     else:
         settled.adopted += 1
+
+
+def _whole(store: Store, object_id: ObjectId) -> Draft:
+    """The draft of an object, every byte of which authenticates; raises Tampered, WrongKey."""
+    with store.vault.open(object_id) as reader:
+        draft = Draft.from_trailer(reader.trailer(), object_id, store.vault.size(object_id))
+        if sum(map(len, reader.chunks())) != draft.byte_length:
+            raise Tampered("object: its length is not the one sealed with it")
+    return draft

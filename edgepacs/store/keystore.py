@@ -41,6 +41,11 @@ def new_key() -> bytes:
     return secrets.token_bytes(KEY_LENGTH)
 
 
+def _is_torn(record: bytes) -> bool:
+    """Whether a power cut left zeros: the file's length reached the disk before its bytes."""
+    return record[0] == 0 or record[-1] == 0
+
+
 def _wrap(outer: bytes, key: bytes, bound: bytes) -> bytes:
     nonce = secrets.token_bytes(_NONCE)
     return nonce + ChaCha20Poly1305(outer).encrypt(nonce, key, bound)
@@ -101,7 +106,7 @@ class Keystore:
         self._store_id = store_id
         self._master = master
         self._keys: dict[bytes, bytes] = {}
-        self._read_up_to = _HEADER
+        self._read_up_to = self._synced_up_to = _HEADER
         self._lock = threading.Lock()
         self._catch_up()
 
@@ -163,7 +168,18 @@ class Keystore:
                     self._catch_up()
                     if key_id not in self._keys:
                         self._append(key_id, new_key())
+            self._sync()
             return key_id, self._keys[key_id]
+
+    def _sync(self) -> None:
+        """Make what was read durable: whoever wrote it may have been killed before it could."""
+        if self._synced_up_to < self._read_up_to:
+            try:
+                with self._path.open("rb") as file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise storage_error(error) from error
+            self._synced_up_to = self._read_up_to
 
     def _derive(self, purpose: bytes) -> bytes:
         return hmac.digest(self._master, b"EdgePACS " + purpose, "sha256")
@@ -181,7 +197,12 @@ class Keystore:
             tail = file.read()
         for start in range(0, len(tail) - _RECORD + 1, _RECORD):
             record = tail[start : start + _RECORD]
-            self._accept(record)
+            try:
+                self._accept(record)
+            except Tampered:
+                if start + _RECORD < len(tail) or not _is_torn(record):
+                    raise
+                return
             self._read_up_to += _RECORD
 
     def _accept(self, record: bytes) -> None:
@@ -207,3 +228,4 @@ class Keystore:
             raise storage_error(error) from error
         self._accept(record)
         self._read_up_to += _RECORD
+        self._synced_up_to = self._read_up_to

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import threading
 from collections import deque
@@ -25,6 +26,7 @@ from edgepacs.store.files import storage_error, sync_directory
 from edgepacs.store.keystore import Keystore
 
 _SHARDS = 256
+_OBJECT_NAME = re.compile("[0-9a-f]{32}")
 _BLANKS_AT_ONCE = 16
 _BLANKS_LOW = 16
 _BLANK_SECONDS = 1.0
@@ -309,16 +311,53 @@ class Vault:
         except FileNotFoundError:
             return 0
 
+    def sync(self, object_id: ObjectId) -> None:
+        """Make an object durable that somebody else has written; raises StorageFault."""
+        path = self._path(object_id)
+        try:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise storage_error(error) from error
+
     def remove(self, object_id: ObjectId) -> None:
         """Delete an object's bytes; only right after the transaction that let them go."""
         self._path(object_id).unlink(missing_ok=True)
 
+    def is_finished(self, object_id: ObjectId) -> bool:
+        """Whether an object was ever finished: its header is written last."""
+        try:
+            with self._path(object_id).open("rb") as file:
+                return any(file.read(seal.HEADER_LENGTH))
+        except FileNotFoundError:
+            return False
+
+    def set_aside(self, object_id: ObjectId) -> None:
+        """Take a damaged object without a row out of the vault, for a person to look at."""
+        folder = self._root.parent / "aside"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._path(object_id)
+        path.rename(folder / path.name)
+        sync_directory(folder)
+        sync_directory(path.parent)
+
     def object_ids(self) -> Iterator[ObjectId]:
         """Every object on disk, in no order."""
+        for entry in self._entries():
+            if _is_object(entry):
+                yield ObjectId(bytes.fromhex(entry.name))
+
+    def foreign_files(self) -> Iterator[str]:
+        """Names of files in the vault that are no objects."""
+        return (entry.name for entry in self._entries() if not _is_object(entry))
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
         for shard in range(_SHARDS):
-            for entry in os.scandir(self._root / f"{shard:02x}"):
-                with contextlib.suppress(ValueError):
-                    yield ObjectId(bytes.fromhex(entry.name))
+            yield from os.scandir(self._root / f"{shard:02x}")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -343,3 +382,7 @@ class Vault:
     def _path(self, object_id: ObjectId) -> Path:
         name = object_id.hex()
         return self._root / name[:2] / name
+
+
+def _is_object(entry: os.DirEntry[str]) -> bool:
+    return _OBJECT_NAME.fullmatch(entry.name) is not None and entry.is_file()

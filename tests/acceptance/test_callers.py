@@ -20,57 +20,59 @@ def _listed(box: Box, calling: str) -> bool:
     return any(calling in str(row) for row in contract.refused(box))
 
 
-def test_an_unknown_calling_ae_title_is_refused_and_listed(box: Box):
-    assert _rejection(box.dicom_port, calling="STRANGER") == (_USER, _CALLING)
-    until(lambda: _listed(box, "STRANGER"), "STRANGER among the refused")
-    assert sender.echo(box.dicom_port, calling="HARNESS")
-    assert not _listed(box, "HARNESS")
+def test_an_unknown_calling_ae_title_is_refused_and_listed(shared_box: Box):
+    assert _rejection(shared_box.dicom_port, calling="STRANGER") == (_USER, _CALLING)
+    until(lambda: _listed(shared_box, "STRANGER"), "STRANGER among the refused")
+    assert sender.echo(shared_box.dicom_port, calling="HARNESS")
+    assert not _listed(shared_box, "HARNESS")
 
 
-def test_one_command_lets_a_refused_caller_in(box: Box):
-    assert not sender.echo(box.dicom_port, calling="NEWSCANNER")
-    box.allow("NEWSCANNER")
-    assert sender.echo(box.dicom_port, calling="NEWSCANNER")
-    (answer,) = sender.send([made.ct()], box.dicom_port, calling="NEWSCANNER")
+def test_one_command_lets_a_refused_caller_in(shared_box: Box):
+    assert not sender.echo(shared_box.dicom_port, calling="NEWSCANNER")
+    shared_box.allow("NEWSCANNER")
+    assert sender.echo(shared_box.dicom_port, calling="NEWSCANNER")
+    (answer,) = sender.send([made.ct()], shared_box.dicom_port, calling="NEWSCANNER")
     assert answer.acknowledged
 
 
-def test_a_removed_caller_is_refused_again(box: Box):
-    box.allow("OLDSCANNER")
-    assert sender.echo(box.dicom_port, calling="OLDSCANNER")
-    box.cli("ae", "remove", "OLDSCANNER")
-    assert not sender.echo(box.dicom_port, calling="OLDSCANNER")
+def test_a_removed_caller_is_refused_again(shared_box: Box):
+    shared_box.allow("OLDSCANNER")
+    assert sender.echo(shared_box.dicom_port, calling="OLDSCANNER")
+    shared_box.cli("ae", "remove", "OLDSCANNER")
+    assert not sender.echo(shared_box.dicom_port, calling="OLDSCANNER")
 
 
-def test_a_known_caller_from_another_host_is_refused_and_listed(box: Box):
-    box.allow("ELSEWHERE", host="127.0.0.2")
-    refusal = _rejection(box.dicom_port, calling="ELSEWHERE", source="127.0.0.1")
+def test_a_known_caller_from_another_host_is_refused_and_listed(shared_box: Box):
+    shared_box.allow("ELSEWHERE", host="127.0.0.2")
+    refusal = _rejection(shared_box.dicom_port, calling="ELSEWHERE", source="127.0.0.1")
     assert refusal == (_USER, _CALLING)
-    until(lambda: _listed(box, "ELSEWHERE"), "ELSEWHERE among the refused")
-    with sender.association(box.dicom_port, calling="ELSEWHERE", source="127.0.0.2") as assoc:
+    until(lambda: _listed(shared_box, "ELSEWHERE"), "ELSEWHERE among the refused")
+    with sender.association(
+        shared_box.dicom_port, calling="ELSEWHERE", source="127.0.0.2"
+    ) as assoc:
         assert assoc.send_c_echo().Status == 0
 
 
-def test_a_wrong_called_ae_title_is_refused(box: Box):
-    assert _rejection(box.dicom_port, called="NOTTHISONE") == (_USER, _CALLED)
-    until(lambda: _listed(box, "HARNESS"), "the misdirected caller among the refused")
+def test_a_wrong_called_ae_title_is_refused(shared_box: Box):
+    assert _rejection(shared_box.dicom_port, called="NOTTHISONE") == (_USER, _CALLED)
+    until(lambda: _listed(shared_box, "HARNESS"), "the misdirected caller among the refused")
 
 
-def test_a_caller_allowed_only_echo_cannot_store(box: Box):
+def test_a_caller_allowed_only_echo_cannot_store(shared_box: Box):
     at = ("--host", "127.0.0.1", "--port", "11999")
-    box.cli("ae", "add", "ECHOONLY", *at, "--allow", "echo")
-    assert sender.echo(box.dicom_port, calling="ECHOONLY")
-    before = contract.fsck(box).counts
+    shared_box.cli("ae", "add", "ECHOONLY", *at, "--allow", "echo")
+    assert sender.echo(shared_box.dicom_port, calling="ECHOONLY")
+    before = contract.fsck(shared_box)
     try:
-        answers = sender.send([made.ct()], box.dicom_port, calling="ECHOONLY")
+        answers = sender.send([made.ct()], shared_box.dicom_port, calling="ECHOONLY")
         assert not any(answer.acknowledged for answer in answers)
     except Rejected:
         pass  # refusing the whole association is as good
-    assert contract.fsck(box).counts == before
+    assert contract.fsck(shared_box) == before
 
 
 @pytest.mark.peers
-def test_dcmtk_is_answered_alike(box: Box):
-    assert dcmtk.echoscu(box.dicom_port) == 0
-    assert dcmtk.echoscu(box.dicom_port, calling="STRANGER") != 0
-    assert dcmtk.echoscu(box.dicom_port, called="NOTTHISONE") != 0
+def test_dcmtk_is_answered_alike(shared_box: Box):
+    assert dcmtk.echoscu(shared_box.dicom_port) == 0
+    assert dcmtk.echoscu(shared_box.dicom_port, calling="STRANGER") != 0
+    assert dcmtk.echoscu(shared_box.dicom_port, called="NOTTHISONE") != 0

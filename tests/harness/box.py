@@ -89,9 +89,8 @@ class Box:
 
     def env(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """The child's environment: nothing of the test runner's but what programs need."""
-        kept = {
-            name: os.environ[name] for name in ("PATH", "LANG", "VIRTUAL_ENV") if name in os.environ
-        }
+        passed_on = ("PATH", "LANG", "VIRTUAL_ENV", "PYTHONPATH")
+        kept = {name: os.environ[name] for name in passed_on if name in os.environ}
         return {
             **kept,
             "HOME": str(self.temporary),
@@ -233,8 +232,9 @@ class Box:
         return browser
 
     def objects(self) -> list[Path]:
-        """Every sealed object."""
-        return sorted(path for path in (self.data / "objects").glob("*/*") if path.is_file())
+        """Every sealed object; the empty ones are blanks kept at hand."""
+        files = (path for path in (self.data / "objects").glob("*/*") if path.is_file())
+        return sorted(path for path in files if path.stat().st_size)
 
 
 def scanned(boxes: Iterable[Box]) -> list[Path]:

@@ -12,6 +12,7 @@ from harness.part10 import Part10
 from pydicom.uid import UID
 from pynetdicom import AE, _config, build_context
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification
 
@@ -91,6 +92,28 @@ def _accepted(assoc: Association, instance: Part10) -> int | None:
     return None
 
 
+def _request(instance: Part10, message_id: int) -> C_STORE:
+    request = C_STORE()
+    request.MessageID = message_id
+    request.Priority = 2
+    request.AffectedSOPClassUID = instance.sop_class
+    request.AffectedSOPInstanceUID = instance.sop_instance
+    request.DataSet = BytesIO(instance.data)
+    return request
+
+
+def begin(assoc: Association, instance: Part10, share: float) -> None:
+    """Send the C-STORE command and only the first `share` of the data set's fragments."""
+    context = _accepted(assoc, instance)
+    assert context is not None
+    message = C_STORE_RQ()
+    message.primitive_to_message(_request(instance, 1))
+    message.context_id = context
+    fragments = list(message.encode_msg(context, 16_384))
+    for fragment in fragments[: max(2, int(share * len(fragments)))]:
+        assoc.dul.send_pdu(fragment)
+
+
 def store(assoc: Association, instance: Part10, message_id: int = 1) -> Answer:
     """Send `instance` as it is and wait for the answer."""
     context = _accepted(assoc, instance)
@@ -99,12 +122,7 @@ def store(assoc: Association, instance: Part10, message_id: int = 1) -> Answer:
         return Answer(
             sop_instance=uid, status=CONTEXT_REFUSED, comment="presentation context refused"
         )
-    request = C_STORE()
-    request.MessageID = message_id
-    request.Priority = 2
-    request.AffectedSOPClassUID = instance.sop_class
-    request.AffectedSOPInstanceUID = uid
-    request.DataSet = BytesIO(instance.data)
+    request = _request(instance, message_id)
     assoc._reactor_checkpoint.clear()
     while not assoc._is_paused and assoc.is_alive():
         time.sleep(0.0001)  # pynetdicom's own hand-over between its reactor and the caller

@@ -26,7 +26,7 @@ class Exchange:
     sop_class: str
     sop_instance: str
     transfer_syntax: str
-    data: bytes = field(repr=False)
+    data: bytes = field(default=b"", repr=False)
     status: int | None = None
     comment: str = ""
     answered_at: float = 0.0
@@ -59,7 +59,7 @@ class _Conversation:
         self.syntaxes: dict[int, str] = {}
         self.command = bytearray()
         self.data = bytearray()
-        self.request: dict[int, bytes] = {}
+        self.current: Exchange | None = None
         self.answer = bytearray()
         self.open: dict[int, Exchange] = {}
 
@@ -74,21 +74,27 @@ class _Conversation:
         if header & 1:
             self.command += value
             if header & 2:
-                self.request = command_elements(bytes(self.command))
+                self._requested(context, command_elements(bytes(self.command)))
                 self.command.clear()
                 self.data.clear()
             return
         self.data += value
-        if header & 2 and _number(self.request, 0x0100) == 0x0001:
-            exchange = Exchange(
-                calling_ae=self.calling,
-                sop_class=_text(self.request, 0x0002),
-                sop_instance=_text(self.request, 0x1000),
-                transfer_syntax=self.syntaxes.get(context, ""),
-                data=bytes(self.data),
-            )
-            self.open[_number(self.request, 0x0110)] = exchange
-            self.tap.exchanges.append(exchange)
+        if header & 2 and self.current is not None:
+            self.current.data = bytes(self.data)
+
+    def _requested(self, context: int, request: dict[int, bytes]) -> None:
+        self.current = None
+        if _number(request, 0x0100) != 0x0001:
+            return
+        self.current = Exchange(
+            calling_ae=self.calling,
+            sop_class=_text(request, 0x0002),
+            sop_instance=_text(request, 0x1000),
+            transfer_syntax=self.syntaxes.get(context, ""),
+        )
+        # A refusal may come before the last of the data set has passed.
+        self.open[_number(request, 0x0110)] = self.current
+        self.tap.exchanges.append(self.current)
 
     def from_server(self, kind: int, body: bytes) -> None:
         if kind == 2:  # A-ASSOCIATE-AC, PS3.8 9.3.3

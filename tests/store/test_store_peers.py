@@ -1,0 +1,176 @@
+import pytest
+
+from edgepacs.errors import Conflict, InvalidValue, NotFound
+from edgepacs.model import AETitle, LinkState, Service
+from edgepacs.store import Store, audit, peers, rules
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "expected"),
+    [
+        ("*", "203.0.113.9", True),
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.10", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:DB8:0:0::1", True),
+        ("2001:db8::1", "2001:db8::2", False),
+        ("::1", "127.0.0.1", False),
+        ("fe80::1", "fe80::1%eth0", True),
+        ("localhost", "127.0.0.1", True),
+        ("localhost", "::ffff:127.0.0.1", True),
+        ("localhost", "192.0.2.1", False),
+        ("no-such-host.invalid", "127.0.0.1", False),
+        ("192.0.2", "192.0.2.0", False),
+    ],
+)
+def test_whether_an_address_is_a_host(host: str, address: str, expected: bool) -> None:
+    assert peers.is_at(host, address) is expected
+
+
+def add(store: Store, title: str = "CT1", host: str = "127.0.0.1", **more: object) -> None:
+    values = {"port": 104, "services": [Service.ECHO, Service.STORE], **more}
+    with store.db.write() as tx:
+        peers.add_ae(tx, title=title, host=host, actor="test", **values)  # type: ignore[arg-type]
+
+
+def test_an_ae_may_what_it_was_allowed(store: Store) -> None:
+    add(store)
+    known = peers.known_ae(store.db, AETitle("CT1"))
+    assert known is not None
+    assert [s for s in Service if known.may(s)] == [Service.ECHO, Service.STORE]
+    add(store, host="*", services=[Service.FIND])
+    known = peers.known_ae(store.db, AETitle("CT1"))
+    assert known is not None
+    assert (known.host, known.services) == ("*", "find")
+    assert not known.may(Service.STORE)
+    assert len(peers.known_aes(store.db)) == 1
+    with store.db.write() as tx:
+        peers.remove_ae(tx, "CT1", actor="test")
+        with pytest.raises(NotFound):
+            peers.remove_ae(tx, "CT1", actor="test")
+    assert peers.known_ae(store.db, AETitle("CT1")) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"title": ""},
+        {"title": "SEVENTEEN_LETTERS"},
+        {"title": "A\\B"},
+        {"title": "Ä"},
+        {"host": ""},
+        {"host": "two words"},
+        {"host": "a..b"},
+        {"host": "x" * 64},
+        {"host": "x." * 130},
+        {"host": "a\nb"},
+        {"port": 0},
+        {"port": 65536},
+        {"port": -1},
+    ],
+)
+def test_what_no_peer_can_have_is_refused(store: Store, wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidValue):
+        add(store, **wrong)  # type: ignore[arg-type]
+    values = {"title": "PACS", "host": "h", "port": 104, **wrong}
+    with store.db.write() as tx, pytest.raises(InvalidValue):
+        peers.add_destination(tx, name="n", actor="test", **values)  # type: ignore[arg-type]
+    assert peers.known_aes(store.db) == []
+    assert peers.destinations(store.db) == []
+
+
+def refuse(store: Store, title: str, host: str = "192.0.2.9") -> None:
+    peers.note_refused(store.db, calling_ae=title, called_ae="EDGEPACS", host=host, reason="why")
+
+
+def test_who_was_refused_is_listed_until_let_in(store: Store) -> None:
+    for title in ("A", "B", "A"):
+        refuse(store, title)
+    refuse(store, "A", "192.0.2.10")
+    found = {(one.calling_ae, one.host): one.times for one in peers.refused(store.db)}
+    assert found == {("A", "192.0.2.9"): 2, ("B", "192.0.2.9"): 1, ("A", "192.0.2.10"): 1}
+    add(store, "A", "192.0.2.9")
+    assert {(one.calling_ae, one.host) for one in peers.refused(store.db)} == {
+        ("B", "192.0.2.9"),
+        ("A", "192.0.2.10"),
+    }
+
+
+def test_the_list_of_refused_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_REFUSED_KEPT", 20)
+    times = iter(range(1, 200))
+    monkeypatch.setattr(peers, "wall_ms", lambda: next(times))
+    for number in range(60):
+        refuse(store, f"SCAN{number}")
+    kept = peers.refused(store.db)
+    assert 20 <= len(kept) <= 21
+    assert kept[0].calling_ae == "SCAN59"
+
+
+def destination(store: Store, name: str = "pacs", title: str = "PACS") -> int:
+    with store.db.write() as tx:
+        return peers.add_destination(
+            tx, name=name, title=title, host="127.0.0.1", port=104, actor="test"
+        )
+
+
+def test_destinations_have_one_name_each(store: Store) -> None:
+    number = destination(store)
+    found = peers.destination(store.db, "pacs")
+    assert (found.id, found.ae_title, found.port, found.link) == (
+        number,
+        "PACS",
+        104,
+        LinkState.UNKNOWN,
+    )
+    with pytest.raises(Conflict, match="exists"):
+        destination(store, " pacs ")
+    for wrong in ("", " ", "x" * 65, "a\tb"):
+        with pytest.raises(InvalidValue, match="destination"):
+            destination(store, wrong)
+    with pytest.raises(NotFound):
+        peers.destination(store.db, "other")
+
+
+def test_a_destination_goes_with_its_rules(store: Store) -> None:
+    destination(store)
+    with store.db.write() as tx:
+        rules.add(tx, to="pacs", match="", hold=False, priority=0, actor="test")
+        peers.remove_destination(tx, "pacs", actor="test")
+        with pytest.raises(NotFound):
+            peers.remove_destination(tx, "pacs", actor="test")
+    assert len(rules.all_rules(store.db)) == 1
+    assert store.db.problems() == []
+
+
+def test_a_link_remembers_since_when(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = destination(store)
+    now = [1000]
+    monkeypatch.setattr(peers, "wall_ms", lambda: now[0])
+    for at, link, note, since in (
+        (1000, LinkState.DOWN, "no answer", 1000),
+        (2000, LinkState.DOWN, "no answer", 1000),
+        (3000, LinkState.DOWN, "other words", 1000),
+        (4000, LinkState.UP, "", 4000),
+    ):
+        now[0] = at
+        peers.set_link(store.db, number, link, note)
+        found = peers.destination(store.db, "pacs")
+        assert (found.link, found.link_note, found.link_ms) == (link, note, since)
+    acts = [one.act for one in audit.of_subject(store.db, "destination", number)]
+    assert acts == ["destination added", "link down", "link down", "link up"]
+
+
+def test_errands_are_asked_and_answered_once(store: Store) -> None:
+    number = peers.ask(store.db, role="forward", act="echo", subject=1, actor="eve")
+    assert [one.id for one in peers.open_errands(store.db, "forward")] == [number]
+    assert peers.open_errands(store.db, "scp") == []
+    assert peers.errand(store.db, number).done_ms is None
+    peers.answer(store.db, number, succeeded=False, result="no")
+    found = peers.errand(store.db, number)
+    assert (found.succeeded, found.result, found.asked_by) == (0, "no", "eve")
+    assert peers.open_errands(store.db, "forward") == []
+    with pytest.raises(NotFound):
+        peers.errand(store.db, 99)
