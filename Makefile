@@ -12,6 +12,7 @@ DICOM_PORT ?= 11112
 HTTP_PORT  ?= 8080
 LAN        ?=
 LAN_PORT   ?= 8443
+CUTS       ?= 100
 PYTEST     ?=
 KEEP       ?=
 
@@ -58,7 +59,7 @@ demo: $(STAMPS)/test ## play a day: a modality sends, the line is down, then up;
 
 .PHONY: peers
 peers: ## install the programs the tests talk to: DCMTK, Orthanc, Chromium, nginx, strace
-	@tools/apt-need dcmtk:storescu orthanc:Orthanc chromium nginx strace
+	@tools/apt-need dcmtk:storescu orthanc:Orthanc chromium nginx strace libatomic1:libatomic.so.1
 
 .PHONY: test
 test: $(STAMPS)/test peers ## all tests, peers included; PYTEST="-k word" narrows them
@@ -82,11 +83,17 @@ check: $(STAMPS)/check ## lint, format, types, layers, locks, licences, units
 .PHONY: bench
 bench: $(STAMPS)/test ## measure, beside the peers of the same machine
 	@tools/apt-need dcmtk:storescu
-	@exec $(py) bench/run.py
+	@exec $(py) bench/ingest.py
 
 .PHONY: soak
 soak: $(STAMPS)/test peers ## the tests with their full counts; the log goes to docs/evidence/
 	@PATH="$$PATH:/usr/sbin:/sbin" exec $(py) tools/soak.py $(PYTEST)
+
+.PHONY: powercut
+powercut: $(STAMPS)/test ## cut the power under a node CUTS times; FILL=n instances lie there before
+	@tools/apt-need dcmtk:storescu e2fsprogs:mkfs.ext4 mount:losetup
+	@[ "$$(id -u)" = 0 ] || { echo "powercut: a loop device needs root"; exit 1; }
+	@PATH="$$PATH:/usr/sbin:/sbin" CUTS=$(CUTS) exec unshare --mount $(py) tests/powercut/run.py
 
 .PHONY: lock
 lock: $(STAMPS)/test ## resolve the locked dependencies anew from pyproject.toml
@@ -97,6 +104,10 @@ lock: $(STAMPS)/test ## resolve the locked dependencies anew from pyproject.toml
 .PHONY: licences
 licences: $(STAMPS)/check ## write docs/licences.md
 	@$(py) tools/licences.py write
+
+.PHONY: docs
+docs: licences ## renew the tables in docs/ that come from the code
+	@$(py) tools/docs_tables.py
 
 .PHONY: wheel
 wheel: $(STAMPS)/runtime ## build dist/edgepacs-*.whl

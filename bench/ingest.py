@@ -40,10 +40,10 @@ class Server:
     processes: Callable[[], list[psutil.Process]]
 
     def cpu_seconds(self) -> float:
-        return sum(sum(each.cpu_times()[:2]) for each in self.processes())
+        return float(sum(sum(each.cpu_times()[:2]) for each in self.processes()))
 
     def rss_mib(self) -> float:
-        return sum(each.memory_info().rss for each in self.processes()) / 2**20
+        return float(sum(each.memory_info().rss for each in self.processes())) / 2**20
 
 
 def send(port: int, path: Path, associations: int) -> float:
