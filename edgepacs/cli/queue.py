@@ -50,5 +50,7 @@ def _add_queue_act(name: str, act: _Act, words: str) -> None:
 
 _add_queue_act("hold", deliveries.hold, "Stop what is queued.")
 _add_queue_act("release", deliveries.release, "Let go what is held.")
-_add_queue_act("retry", deliveries.retry, "Queue again what failed, and hurry what waits.")
+_add_queue_act(
+    "retry", deliveries.retry, "Queue again what failed or was cancelled, and hurry what waits."
+)
 _add_queue_act("cancel", deliveries.cancel, "Say that it shall not be sent.")

@@ -16,7 +16,7 @@ from edgepacs.forward.transport import Verdict
 from edgepacs.model import DeliveryState, LinkState
 from edgepacs.store import Store, deliveries, peers
 from edgepacs.store.deliveries import Claim
-from edgepacs.store.peers import Destination
+from edgepacs.store.peers import Destination, Errand
 from edgepacs.telemetry import Doorbell, failpoint, log, place_of
 
 BATCH = 100  # deliveries claimed at a time; also bounds the presentation contexts
@@ -170,6 +170,7 @@ class Sender:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._couriers: dict[int, Courier] = {}
+        self._errands: set[int] = set()  # being run
 
     def run(self, stop: threading.Event) -> None:
         """Forward until `stop`."""
@@ -199,14 +200,21 @@ class Sender:
             self._couriers[number] = Courier(self._store, present[number])
 
     def _run_errands(self) -> None:
+        """Each in a thread of its own: a host that swallows all must not keep the others waiting."""
         for errand in peers.open_errands(self._store.db, "forward"):
-            destination = next(
-                (d for d in peers.destinations(self._store.db) if d.id == errand.subject), None
-            )
-            words, succeeded = "the destination is gone", False
-            if destination is not None:
-                succeeded, words = echo_in_words(self._store, destination)
-            peers.answer(self._store.db, errand.id, succeeded=succeeded, result=words)
+            if errand.id not in self._errands:
+                self._errands.add(errand.id)
+                threading.Thread(target=self._run_errand, args=(errand,), daemon=True).start()
+
+    def _run_errand(self, errand: Errand) -> None:
+        destination = next(
+            (d for d in peers.destinations(self._store.db) if d.id == errand.subject), None
+        )
+        words, succeeded = "the destination is gone", False
+        if destination is not None:
+            succeeded, words = echo_in_words(self._store, destination)
+        peers.answer(self._store.db, errand.id, succeeded=succeeded, result=words)
+        self._errands.discard(errand.id)
 
 
 def echo_in_words(store: Store, destination: Destination) -> tuple[bool, str]:

@@ -23,6 +23,7 @@ _REFUSING = 32  # threads beyond the bound that answer A-ASSOCIATE-RJ properly
 _HANDSHAKE_SECONDS = 10.0
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.5
+_BREATH_SECONDS = 0.1  # after an accept that failed, lest it fail again at once and for ever
 
 
 class Listener:
@@ -55,7 +56,8 @@ class Listener:
             ready.set()
             while not stop.is_set() and self._fault is None:
                 for key, _ in selector.select(_POLL_SECONDS):
-                    self._take(key.fileobj, key.data)  # type: ignore[arg-type]  # our sockets
+                    if not self._take(key.fileobj, key.data):  # type: ignore[arg-type]  # our sockets
+                        stop.wait(_BREATH_SECONDS)
         self._finish()
         if self._fault is not None:
             raise self._fault
@@ -90,16 +92,17 @@ class Listener:
             raise ConfigurationError(f"{folder}: site certificate: {error.strerror}") from error
         return context
 
-    def _take(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+    def _take(self, listening: socket.socket, tls: ssl.SSLContext | None) -> bool:
+        """Accept one connection; False where none can be had, e.g. without descriptors left."""
         try:
             connection, address = listening.accept()
         except OSError as error:  # the peer is gone already, or there are no descriptors left
             log.warning("accept failed: %s", error.strerror)
-            return
+            return False
         with self._lock:
             if len(self._threads) >= self._bound + _REFUSING and not self._drop_oldest_silent():
                 connection.close()
-                return
+                return True
             number = self._next = self._next + 1
             self._silent[number] = connection
             thread = threading.Thread(
@@ -107,6 +110,7 @@ class Listener:
             )
             self._threads[number] = thread
         thread.start()
+        return True
 
     def _drop_oldest_silent(self) -> bool:
         """Make room by ending the connection that has said nothing for longest; under the lock.

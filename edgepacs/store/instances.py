@@ -190,21 +190,19 @@ def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
 def _replace_object(tx: Transaction, number: int, draft: Draft) -> None:
     """The copy just sealed is good; the earlier one may have been damaged since.
 
-    What the row says of its object is from now on what is sealed with the new one.
+    Where it first came from stays: a prior fetched again must not make a modality's own unrouted.
     """
     tx.run(
         "UPDATE instance SET object_id = ?, byte_length = ?, sealed_length = ?, "
-        "transfer_syntax_uid = ?, pixel_offset = ?, origin = ?, source = ?, association = ?, "
-        "received_ms = ? WHERE id = ?",
+        "transfer_syntax_uid = ?, pixel_offset = ?, received_ms = ?, "
+        "association = COALESCE(?, association) WHERE id = ?",
         draft.object_id,
         draft.byte_length,
         draft.sealed_length,
         draft.arrival.transfer_syntax_uid,
         draft.pixel_offset,
-        draft.arrival.origin,
-        draft.arrival.source,
-        draft.arrival.association_id,
         draft.received_ms,
+        draft.arrival.association_id,
         number,
     )
     for table in ("study", "series"):

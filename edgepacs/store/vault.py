@@ -225,7 +225,8 @@ class Vault:
         self.require_room()
         try:
             blank = self._blanks.popleft()
-            self._blank_used.set()
+            if len(self._blanks) == _BLANKS_LOW:
+                self._blank_used.set()
         except IndexError:
             blank = self._blank(secrets.token_bytes(16), named=False)
         return ObjectWriter(blank, sop_instance_uid)

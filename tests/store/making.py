@@ -2,7 +2,6 @@
 
 import atexit
 import itertools
-import os
 import shutil
 import struct
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from harness.part10 import EXPLICIT_LE, Part10
 from edgepacs import config
 from edgepacs.clock import wall_ms
 from edgepacs.custody import ingest
+from edgepacs.custody.scan import scan
 from edgepacs.model import UID, Arrival, Origin, Receipt
 from edgepacs.store import Store, deliveries, founding, instances, peers
 from edgepacs.store.deliveries import Claim
@@ -49,7 +49,7 @@ def node_in(folder: Path) -> config.Config:
     for inner in ("", "keys", "data", "tls", "data/objects"):
         (folder / inner).mkdir(mode=0o700, parents=True)
     for shard in range(256):
-        os.mkdir(folder / "data" / "objects" / f"{shard:02x}")
+        (folder / "data" / "objects" / f"{shard:02x}").mkdir()
     for path in template_files():
         shutil.copy(path, folder / path.relative_to(made))
     return config.load(folder / "edgepacs.toml")
@@ -163,8 +163,6 @@ def take_in_part(store: Store, part: Part10, **where: object) -> Receipt:
 
 def draft(store: Store, *, content: bytes = b"", **attributes: object) -> Draft:
     """A draft whose sealed object really stands in the vault."""
-    from edgepacs.custody.scan import scan
-
     uid = str(attributes.pop("sop", "") or fresh_uid())
     origin = attributes.pop("origin", Origin.MODALITY)
     source = attributes.pop("source", "CT1")

@@ -17,9 +17,9 @@ from store.making import (
 )
 
 from edgepacs import config as configuration
-from edgepacs.errors import Busy, Conflict, WrongKey
+from edgepacs.errors import Busy, Conflict, InvalidValue, WrongKey
 from edgepacs.model import UID, InstanceId
-from edgepacs.store import Store, disposal, fsck, instances, rebuild, users
+from edgepacs.store import Store, disposal, founding, fsck, instances, rebuild, users
 from edgepacs.store.keystore import recovery_key
 
 
@@ -221,7 +221,7 @@ def fill_for_rebuild(store: Store) -> None:
 
 
 @pytest.mark.parametrize("with_recovery_key", [False, True])
-def test_a_lost_index_is_made_again(tmp_path: Path, with_recovery_key: bool) -> None:
+def test_a_lost_index_is_made_again(tmp_path: Path, *, with_recovery_key: bool) -> None:
     with opened_store(tmp_path / "node") as store:
         fill_for_rebuild(store)
         before = everything(store)
@@ -289,9 +289,6 @@ def test_a_broken_off_rebuild_can_be_begun_again(tmp_path: Path) -> None:
 
 
 def test_founding_refuses_what_it_cannot_do_and_leaves_nothing(tmp_path: Path) -> None:
-    from edgepacs.errors import InvalidValue
-    from edgepacs.store import founding
-
     good = {"title": "EDGEPACS", "dicom_port": 0, "http_port": 0, "password": "long enough 1"}
     for wrong in (
         {"password": "short"},

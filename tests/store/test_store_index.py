@@ -14,7 +14,8 @@ from edgepacs.errors import (
     Tampered,
     WrongKey,
 )
-from edgepacs.store import Store
+from edgepacs.model import InstanceId, InstanceState
+from edgepacs.store import Store, instances
 from edgepacs.store.db import Database, migrations
 from edgepacs.store.keystore import new_key
 
@@ -62,9 +63,13 @@ def test_writers_in_processes_and_threads_lose_nothing(db: Database) -> None:
 
 
 def test_a_failed_write_changes_nothing(db: Database) -> None:
-    with pytest.raises(Conflict), db.write() as tx:
-        tx.run("UPDATE counter SET n = 5")
-        raise Conflict("no")
+    def fail() -> None:
+        with db.write() as tx:
+            tx.run("UPDATE counter SET n = 5")
+            raise Conflict("no")
+
+    with pytest.raises(Conflict):
+        fail()
     with db.read() as tx:
         assert tx.number("SELECT n FROM counter") == 0
     _count(db, 1)  # and the lock is free again
@@ -216,9 +221,6 @@ def test_damage_to_any_page_is_never_an_answer(store: Store) -> None:
 
 
 def test_records_carry_states_and_single_ones_are_found_or_not(store: Store) -> None:
-    from edgepacs.model import InstanceId, InstanceState
-    from edgepacs.store import instances
-
     receipt = commit(store, draft(store))
     assert instances.instance(store.db, receipt.instance_id).state is InstanceState.STORED
     with pytest.raises(NotFound, match="instance 99"):

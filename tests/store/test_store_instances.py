@@ -149,6 +149,15 @@ def test_the_same_bytes_in_another_syntax_are_compared(store: Store) -> None:
     assert commit(store, replace(other, arrival=arrival)).outcome is Outcome.COMPARING
 
 
+def test_one_draft_committed_twice_is_no_duplicate_of_itself(store: Store) -> None:
+    """A COMMIT that only seemed to fail: its object must not be taken for a second copy."""
+    one = draft(store)
+    first, again = commit(store, one), commit(store, one)
+    assert (again.outcome, again.replaced) == (Outcome.STORED, None)
+    assert again.instance_id == first.instance_id
+    assert studies.counts(store.db)["instance"] == 1
+
+
 def test_other_content_under_a_known_uid_waits_aside(store: Store) -> None:
     add_destination(store)
     first = commit(store, draft(store, sop="1.2.3"))
@@ -351,7 +360,7 @@ def test_only_what_was_made_or_brought_here_is_routed(store: Store, origin: Orig
     ],
 )
 def test_what_arrives_late_obeys_what_was_said_of_its_study(
-    store: Store, state: StudyState, hold: bool, expected: tuple[str, str]
+    store: Store, state: StudyState, *, hold: bool, expected: tuple[str, str]
 ) -> None:
     receipt = commit(store, draft(store))
     if state is not StudyState.RECEIVED:

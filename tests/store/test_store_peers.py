@@ -25,7 +25,7 @@ from edgepacs.store import Store, audit, peers, rules
         ("192.0.2", "192.0.2.0", False),
     ],
 )
-def test_whether_an_address_is_a_host(host: str, address: str, expected: bool) -> None:
+def test_whether_an_address_is_a_host(host: str, address: str, *, expected: bool) -> None:
     assert peers.is_at(host, address) is expected
 
 

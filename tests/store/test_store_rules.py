@@ -56,9 +56,9 @@ US = {"modality": "US", "station": "ROOM 1", "description": "Cardiac, follow-up"
         ("; DROP TABLE rule", None),
     ],
 )
-def test_the_language(text: str, expected: bool | None) -> None:
+def test_the_language(text: str, *, expected: bool | None) -> None:
     if expected is None:
-        with pytest.raises(InvalidValue, match="^rule: "):
+        with pytest.raises(InvalidValue, match=r"^rule: "):
             compile_match(text)
     else:
         assert compile_match(text)(US) is expected
@@ -125,11 +125,10 @@ def test_a_rule_means_what_its_tree_means(tree: object, facts: dict[str, str]) -
 )
 def test_any_text_is_a_rule_or_said_to_be_none(text: str) -> None:
     try:
-        answer = compile_match(text)(US)
+        answer: object = compile_match(text)(US)
     except InvalidValue as error:
-        assert str(error).startswith("rule: ")
-    else:
-        assert isinstance(answer, bool)
+        answer = error.field == "rule"
+    assert isinstance(answer, bool)
 
 
 @pytest.mark.parametrize(

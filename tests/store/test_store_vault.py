@@ -287,7 +287,7 @@ def test_a_refused_object_closes_its_descriptor_once(store: Store) -> None:
     object_id = put(store, b"content")
     path = path_of(store, object_id)
     path.write_bytes(path.read_bytes()[:-1])
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     try:
         store.vault.open(object_id, SOP)
     except Tampered as error:
@@ -300,7 +300,7 @@ def test_a_refused_object_closes_its_descriptor_once(store: Store) -> None:
     else:
         pytest.fail("opened")
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_finished_or_discarded_writer_closes_its_descriptor_once(store: Store) -> None:
@@ -379,8 +379,7 @@ def test_a_full_disk_is_no_room_and_leaves_nothing(store: Store, tiny_disk: Path
 
     writer = vault.new(SOP)
     with pytest.raises(NoRoom):
-        for _ in range(64):
-            writer.write(pattern(CHUNK))
+        writer.write(pattern(64 * CHUNK))
     writer.discard()
     assert left() == []
     # ... and where only the last bytes do not fit

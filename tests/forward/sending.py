@@ -1,0 +1,103 @@
+"""The forward role in this process, and peers that misbehave on purpose."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Self
+
+from harness.recorder import RecordingSCP
+from store.making import add_destination
+
+from edgepacs.dimse import (
+    AssociateRequest,
+    Association,
+    ContextAnswer,
+    Limits,
+    Message,
+    Peer,
+    ProposedContext,
+    Rejection,
+    accept,
+)
+from edgepacs.dimse.contexts import storage_answer
+from edgepacs.forward.sender import Sender
+from edgepacs.store import Store
+
+
+@contextmanager
+def forwarding(store: Store) -> Iterator[Sender]:
+    """The forward role while the block runs."""
+    stop = threading.Event()
+    sender = Sender(store)
+    thread = threading.Thread(target=sender.run, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield sender
+    finally:
+        stop.set()
+        store.ring("forward")
+        thread.join(20)
+        assert not thread.is_alive(), "the sender hangs"
+
+
+def to(store: Store, scp: "RecordingSCP | Odd", name: str = "pacs") -> int:
+    return add_destination(store, name, name.upper(), scp.port)
+
+
+Answer = Callable[[Association, Message, bytes], None]
+
+
+class Odd:
+    """An SCP of our own engine that does with each C-STORE what `answer` says."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        context: Callable[[ProposedContext], ContextAnswer] = storage_answer,
+        rejection: Rejection | None = None,
+    ) -> None:
+        self._answer = answer
+        self._context = context
+        self._rejection = rejection
+        self.requests: list[str] = []
+        self.associations = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._threads = [threading.Thread(target=self._listen, daemon=True)]
+        self._threads[0].start()
+
+    def admit(self, _request: AssociateRequest, _peer: Peer) -> Rejection | None:
+        return self._rejection
+
+    def context(self, proposed: ProposedContext) -> ContextAnswer:
+        return self._context(proposed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, address = self._server.accept()
+                thread = threading.Thread(
+                    target=self._serve, args=(connection, address), daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        with suppress(Exception), accept(connection, address, self, Limits(linger=0.2)) as one:
+            self.associations += 1
+            for message in one.messages():
+                if message.data is None:
+                    one.respond(message, 0)
+                    continue
+                self.requests.append(message.command.sop_instance_uid)
+                self._answer(one, message, b"".join(map(bytes, message.data)))
