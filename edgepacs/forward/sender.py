@@ -200,7 +200,7 @@ class Sender:
             self._couriers[number] = Courier(self._store, present[number])
 
     def _run_errands(self) -> None:
-        """Each in a thread of its own: a host that swallows all must not keep the others waiting."""
+        """Each in a thread of its own: a host that swallows all must not hold up the rest."""
         for errand in peers.open_errands(self._store.db, "forward"):
             if errand.id not in self._errands:
                 self._errands.add(errand.id)
