@@ -68,7 +68,8 @@ def children(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
     found = {}
     for one in psutil.Process(process.pid).children():
         with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-            found[one.cmdline()[-1]] = one
+            if words := one.cmdline():  # none between its end and its being waited for
+                found[words[-1]] = one
     return found
 
 

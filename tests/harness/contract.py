@@ -14,7 +14,7 @@ from edgepacs.store import opened
 
 # How `fsck` is run while somebody writes; it may remove only what no one will commit.
 SWEEPS: tuple[tuple[str, ...], ...] = ((), ("--sweep",))
-_FINDINGS = ("missing", "broken", "mismatched", "orphans", "unsettled", "index")
+_FINDINGS = ("missing", "broken", "mismatched", "orphans", "foreign", "unsettled", "index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
