@@ -53,7 +53,7 @@ def main() -> int:
         assert tests.stdout is not None
         for line in tests.stdout:
             sys.stdout.write(line)
-            log.write(line.replace(f"{ROOT}/", ""))
+            log.write(line.replace(f"{ROOT}/", "").replace(str(ROOT), "."))
         status = tests.wait()
         log.write(f"\nend      {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}, status {status}\n")
     print(f"\nThe log: {path.relative_to(ROOT)}")

@@ -20,6 +20,7 @@ from edgepacs.store.peers import Destination, Errand
 from edgepacs.telemetry import Doorbell, failpoint, log, place_of
 
 BATCH = 100  # deliveries claimed at a time; also bounds the presentation contexts
+BREAK_SECONDS = 1.0  # how soon a line that broke under way is probed: it may be back at once
 PROBE_SECONDS = 4.0  # how soon the return of a line is noticed
 REFUSED_SECONDS = 60.0  # how often one that rejects the association is tried again
 ERRAND_SECONDS = 1.0  # how soon a new destination or errand is seen without a ring
@@ -103,7 +104,7 @@ class Courier:
         claims = deliveries.claim(self._store.db, self.destination.id, BATCH)
         failpoint("forward.claimed")
         self._send(claims)
-        return 0.0 if self._link is LinkState.UP else PROBE_SECONDS
+        return max(0.0, self._not_before - monotonic())
 
     def _probe(self) -> bool:
         """Whether the destination answers a C-ECHO; a cheap way to ask before claiming."""
@@ -137,6 +138,8 @@ class Courier:
                 self._finish(waiting.pop(0), Verdict(DeliveryState.FAILED, str(error)))
         except PeerError as error:
             self._note_broken(error)
+            if isinstance(error, PeerUnreachable):
+                self._not_before = monotonic() + BREAK_SECONDS
             words = f"the line broke before its turn: {error}"
         finally:
             deliveries.give_back(self._store.db, [claim.id for claim in waiting], result=words)
