@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from edgepacs.errors import Busy, EdgePacsError, Tampered, WrongKey
-from edgepacs.model import ObjectId, Outcome
+from edgepacs.model import InstanceId, InstanceState, ObjectId, Outcome
 from edgepacs.store import Store, audit, disposal, instances
 from edgepacs.store.instances import Draft, Instance
+
+_Known = dict[ObjectId, tuple[InstanceId, InstanceState]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,9 +62,18 @@ def _find_strays(store: Store, report: Report) -> None:
     """Objects no row refers to: orphans only if nobody can be about to commit them."""
     try:
         with store.vault.alone():
-            report.orphans = _written(store, _strays(store, report))
+            report.orphans = _count(store, report)
     except Busy:
-        report.unsettled = _written(store, _strays(store, report))
+        report.unsettled = _count(store, report)
+
+
+def _count(store: Store, report: Report) -> list[str]:
+    """Count what lies in the vault; the strays that were written to."""
+    present, known = _listing(store)
+    strays = _strays(present, known)
+    report.objects = len(present) - len(strays)
+    report.foreign = sorted(store.vault.foreign_files())
+    return _written(store, strays)
 
 
 def _written(store: Store, strays: list[ObjectId]) -> list[str]:
@@ -70,15 +81,16 @@ def _written(store: Store, strays: list[ObjectId]) -> list[str]:
     return [stray.hex() for stray in strays if store.vault.size(stray)]
 
 
-def _strays(store: Store, report: Report) -> list[ObjectId]:
+def _listing(store: Store) -> tuple[list[ObjectId], _Known]:
     # The objects are listed first: one committed in between is then among the rows.
     present = list(store.vault.object_ids())
-    known = instances.known_objects(store.db)
+    return present, instances.known_objects(store.db)
+
+
+def _strays(present: list[ObjectId], known: _Known) -> list[ObjectId]:
+    """Objects that no row needs: unknown, or named by a tombstone alone."""
     kept = {object_id for object_id, (_, state) in known.items() if not state.gone}
-    strays = [object_id for object_id in present if object_id not in kept]
-    report.objects = len(present) - len(strays)
-    report.foreign = sorted(store.vault.foreign_files())
-    return strays
+    return [object_id for object_id in present if object_id not in kept]
 
 
 def _with_objects(store: Store) -> Iterator[Instance]:
@@ -127,8 +139,8 @@ def sweep(store: Store) -> Settled:
     """
     settled = Settled()
     with store.vault.alone():
-        known = instances.known_objects(store.db)
-        for stray in _strays(store, Report()):
+        present, known = _listing(store)
+        for stray in _strays(present, known):
             if stray in known or not store.vault.is_finished(stray):  # a tombstone's, or torn
                 store.vault.remove(stray)
                 settled.removed += 1
