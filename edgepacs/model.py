@@ -288,10 +288,12 @@ class Outcome(State):
 class Receipt:
     """The durable result of one ingest.
 
-    `replaced` is an object no row refers to any more: the earlier copy of a duplicate.
+    `replaced` is an object no row refers to any more: the earlier copy of a duplicate. `due`
+    says that there is something for forward/ to do.
     """
 
     outcome: Outcome
     instance_id: InstanceId
     study_id: StudyId
     replaced: ObjectId | None = None
+    due: bool = False

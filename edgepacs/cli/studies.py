@@ -67,7 +67,7 @@ _add_study_act("reject", StudyState.REJECTED, "Say that a study is unfit; it sta
 def quarantine_list(session: Session) -> None:
     """List versions that wait for a person."""
     with session.store() as store:
-        found = instances.in_state(store.db, InstanceState.QUARANTINED)
+        found = instances.waiting(store.db, InstanceState.QUARANTINED)
     session.table(found, ("id", "study", "version", "source", "received_ms"))
 
 

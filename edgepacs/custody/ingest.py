@@ -58,7 +58,8 @@ class Intake:
         disposal.clear_replaced(self._store, receipt)
         if receipt.outcome is Outcome.COMPARING:
             self._store.ring("upkeep")
-        self._store.ring("forward")
+        if receipt.due:
+            self._store.ring("forward")
         return receipt
 
     def _seal(self) -> Draft:
@@ -70,7 +71,7 @@ class Intake:
                 object_id=self._writer.object_id,
                 byte_length=self._writer.length,
                 sealed_length=0,
-                received_sha256=self._writer.sha256,
+                received_digest=self._writer.fingerprint,
                 pixel_offset=pixel_offset,
                 received_ms=wall_ms(),
             )

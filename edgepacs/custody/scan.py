@@ -32,6 +32,7 @@ _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _CHARACTER_SET = 0x00080005
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_NEVER_PLAIN = (0x0002, 0x7FE0)
 _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()  # PS3.5 7.1.2
 )
@@ -83,6 +84,7 @@ class Scanner:
         self._implicit = transfer_syntax_uid == IMPLICIT_VR_LE
         self._order = ">" if transfer_syntax_uid == EXPLICIT_VR_BE else "<"
         self._pair = struct.Struct(self._order + "HH").unpack_from
+        self._short = struct.Struct(self._order + "HH2sH").unpack_from
         self._u16 = struct.Struct(self._order + "H").unpack_from
         self._u32 = struct.Struct(self._order + "I").unpack_from
         self._inflater = zlib.decompressobj(-15) if transfer_syntax_uid == DEFLATED else None
@@ -133,12 +135,12 @@ class Scanner:
             self._skip -= len(data)
             self._position += len(data)
             return
-        buffer = self._tail + data if self._tail else bytes(data)
+        buffer = memoryview(self._tail + data if self._tail else data)
         used = self._walk(buffer)
         self._position += used
-        self._tail = b"" if self._done else buffer[used:]
+        self._tail = b"" if self._done else bytes(buffer[used:])
 
-    def _walk(self, buffer: bytes) -> int:
+    def _walk(self, buffer: memoryview) -> int:
         """How many bytes of `buffer` are dealt with; stops where an element is incomplete."""
         position, end = 0, len(buffer)
         while not self._done:
@@ -146,6 +148,8 @@ class Scanner:
                 step = min(self._skip, end - position)
                 position += step
                 self._skip -= step
+            if self._last_tag and not self._levels and not self._implicit:
+                position = self._stride(buffer, position, end)
             if self._skip or end - position < 8:
                 break
             used = self._element(buffer, position, end)
@@ -154,7 +158,27 @@ class Scanner:
             position += used
         return position
 
-    def _element(self, buffer: bytes, position: int, end: int) -> int:
+    def _stride(self, buffer: memoryview, position: int, end: int) -> int:
+        """Pass over top elements that are whole, in order and unremarkable; where that ends.
+
+        Nearly all are, and what `_element` does for each of them is most of what ingest costs.
+        """
+        last, values = self._last_tag, self._values
+        while end - position >= 8:
+            group, element, vr, length = self._short(buffer, position)
+            tag = group << 16 | element
+            after = position + 8 + length
+            if tag <= last or length & 1 or vr not in _SHORT_VRS or after > end:
+                break
+            if group in _NEVER_PLAIN or tag in values:
+                break
+            if tag in _WANTED and length <= MAX_VALUE:
+                values[tag] = bytes(buffer[position + 8 : after])
+            last, position = tag, after
+        self._last_tag = last
+        return position
+
+    def _element(self, buffer: memoryview, position: int, end: int) -> int:
         """Deal with the element at `position`; bytes used, 0 where more are needed."""
         group, element = self._pair(buffer, position)
         tag = group << 16 | element
@@ -163,7 +187,7 @@ class Scanner:
             self._delimiter(tag, length)
             return 8
         if not self._last_tag and not self._levels:
-            self._believe_bytes(buffer[position + 4 : position + 6])
+            self._believe_bytes(bytes(buffer[position + 4 : position + 6]))
         vr, length, head = self._head(buffer, position, end)
         if not head:
             return 0
@@ -181,12 +205,12 @@ class Scanner:
             self._implicit = not looks_explicit
             self._flag("encoding-differs-from-syntax")
 
-    def _head(self, buffer: bytes, position: int, end: int) -> tuple[bytes, int, int]:
+    def _head(self, buffer: memoryview, position: int, end: int) -> tuple[bytes, int, int]:
         """VR (b"" where implicit), value length and header length; the last 0 for: need more."""
         implicit = self._levels[-1].implicit if self._levels else self._implicit
         if implicit:
             return b"", self._u32(buffer, position + 4)[0], 8
-        vr = buffer[position + 4 : position + 6]
+        vr = bytes(buffer[position + 4 : position + 6])
         if vr in _SHORT_VRS:
             return vr, self._u16(buffer, position + 6)[0], 8
         if not vr.isalpha():
@@ -201,7 +225,7 @@ class Scanner:
         return self._values.get(tag, b"").decode("ascii", "replace").strip("\0 ")
 
     def _top(
-        self, tag: int, vr: bytes, length: int, head: int, buffer: bytes, position: int
+        self, tag: int, vr: bytes, length: int, head: int, buffer: memoryview, position: int
     ) -> int:
         if tag in _PIXELS:
             self._pixel_offset = -1 if self._inflater else self._position + position
@@ -216,7 +240,7 @@ class Scanner:
         self._note_order(tag, length)
         if wanted and tag not in self._values:
             start = position + head
-            self._values[tag] = buffer[start : start + length]
+            self._values[tag] = bytes(buffer[start : start + length])
         self._pass_over(vr, length)
         return head
 
@@ -365,6 +389,8 @@ class Scanner:
 
 
 def _decoded(raw: bytes, encodings: list[str], *, person_name: bool) -> str:
+    if raw.isascii() and b"\x1b" not in raw:  # the same in every character set of PS3.3 C.12.1.1.2
+        return raw.decode("ascii").strip("\0 ")
     delimiters = PN_DELIMS if person_name else TEXT_VR_DELIMS
     try:
         text = decode_bytes(raw, encodings, delimiters)

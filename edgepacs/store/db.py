@@ -119,6 +119,8 @@ class Database:
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path))
         connection.set_busy_timeout(_BUSY_MS)
+        # Plans that do not depend on bound values: or a statement is compiled at every use.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         connection.pragma("cipher", "chacha20")
         connection.pragma("key", "raw:" + self._key.hex())
         return connection

@@ -52,10 +52,10 @@ def due(
     study: StudyId,
     arrival: Arrival,
     attributes: Attributes,
-) -> None:
-    """Make the deliveries the routing rules want for a new instance."""
+) -> bool:
+    """Make the deliveries the routing rules want for a new instance; whether there are any."""
     if not arrival.origin.routed:
-        return
+        return False
     facts = {
         "calling_ae": arrival.source,
         "origin": str(arrival.origin),
@@ -68,7 +68,7 @@ def due(
         "institution": attributes.institution,
         "laterality": attributes.laterality,
     }
-    _route(tx, instance, study, facts)
+    return _route(tx, instance, study, facts)
 
 
 def due_again(tx: Transaction, instance: InstanceId) -> None:
@@ -82,16 +82,19 @@ def due_again(tx: Transaction, instance: InstanceId) -> None:
         _route(tx, instance, StudyId(study), facts)
 
 
-def _route(tx: Transaction, instance: InstanceId, study: StudyId, facts: rules.Facts) -> None:
+def _route(tx: Transaction, instance: InstanceId, study: StudyId, facts: rules.Facts) -> bool:
     destinations = tx.rows("SELECT id, ae_title FROM destination")
     if not destinations:
-        return
+        return False
+    due = False
     matching = [rule for rule in rules.within(tx) if rules.compile_match(rule.match)(facts)]
     for number, ae_title in destinations:
         mine = [rule for rule in matching if rule.destination in (None, number)]
         if mine and ae_title != facts["calling_ae"]:
             reason = _reason_to_hold(tx, study, wait=any(rule.hold for rule in mine))
             _add(tx, instance, study, number, max(rule.priority for rule in mine), reason)
+            due = True
+    return due
 
 
 def _reason_to_hold(tx: Transaction, study: StudyId, *, wait: bool) -> HoldReason | None:
@@ -306,7 +309,9 @@ def send_study(tx: Transaction, study: StudyId, destinations: Sequence[int], *, 
     queued = 0
     for destination in destinations:
         for (instance,) in tx.rows(
-            "SELECT id FROM instance WHERE study = ? AND state = 'stored'", study
+            "SELECT id FROM instance WHERE state = 'stored' "
+            "AND series IN (SELECT id FROM series WHERE study = ?) ORDER BY id",
+            study,
         ):
             _add(tx, InstanceId(instance), study, destination, STAT, None)
         selection = Selection(study=study, destination=destination)

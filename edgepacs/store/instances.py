@@ -25,7 +25,7 @@ from edgepacs.model import (
     StudyState,
     require_transition,
 )
-from edgepacs.store import audit, deliveries
+from edgepacs.store import audit, deliveries, fingerprint
 from edgepacs.store.db import Database, Transaction
 
 
@@ -38,7 +38,7 @@ class Draft:
     object_id: ObjectId
     byte_length: int
     sealed_length: int
-    received_sha256: bytes
+    received_digest: bytes
     pixel_offset: int
     received_ms: int
 
@@ -50,7 +50,7 @@ class Draft:
             "origin": self.arrival.origin,
             "source": self.arrival.source,
             "byte_length": self.byte_length,
-            "received_sha256": self.received_sha256.hex(),
+            "received_digest": self.received_digest.hex(),
             "pixel_offset": self.pixel_offset,
             "received_ms": self.received_ms,
         }
@@ -69,7 +69,10 @@ class Draft:
             source=values.pop("source"),
         )
         own = {name: values.pop(name) for name in ("byte_length", "pixel_offset", "received_ms")}
-        sha256 = bytes.fromhex(values.pop("received_sha256"))
+        if "received_sha256" in values:  # sealed by a version before 0.2
+            digest = fingerprint.from_sha256(bytes.fromhex(values["received_sha256"]))
+        else:
+            digest = bytes.fromhex(values["received_digest"])
         values["flags"] = tuple(values["flags"])
         # A later version may have sealed more than this one keeps.
         kept = {name: values[name] for name in Attributes.__slots__ if name in values}
@@ -78,7 +81,7 @@ class Draft:
             attributes=Attributes(**kept),
             object_id=object_id,
             sealed_length=sealed_length,
-            received_sha256=sha256,
+            received_digest=digest,
             **own,
         )
 
@@ -99,7 +102,7 @@ class Instance:
     object_id: ObjectId
     byte_length: int
     sealed_length: int
-    received_sha256: bytes
+    received_digest: bytes
     pixel_offset: int
     instance_number: str
     rows: int
@@ -112,6 +115,7 @@ class Instance:
 
 
 _COLUMNS = ", ".join(Instance.__slots__)
+_LIVE = (InstanceState.STORED, InstanceState.COMPARING, InstanceState.QUARANTINED)
 
 
 def instance(db: Database, number: InstanceId) -> Instance:
@@ -136,11 +140,15 @@ def of_series(db: Database, series: int) -> list[Instance]:
         return tx.records(Instance, sql, series)
 
 
-def in_state(db: Database, state: InstanceState, study: StudyId | None = None) -> list[Instance]:
-    """Every instance in `state`, of one study or of all, oldest first."""
-    sql = f"SELECT {_COLUMNS} FROM instance WHERE state = ? AND (? IS NULL OR study = ?)"  # noqa: S608
+def waiting(db: Database, state: InstanceState, study: StudyId | None = None) -> list[Instance]:
+    """The instances being compared or in quarantine, of one study or of all, oldest first."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM instance "  # noqa: S608
+        "WHERE state = ?1 AND state IN ('comparing', 'quarantined') "  # what has an index
+        "AND (?2 IS NULL OR study = ?2) ORDER BY id"
+    )
     with db.read() as tx:
-        return tx.records(Instance, sql + " ORDER BY id", state, study, study)
+        return tx.records(Instance, sql, state, study)
 
 
 def stored_version(db: Database, sop_instance_uid: UID) -> Instance | None:
@@ -164,27 +172,31 @@ def commit(db: Database, drafts: Sequence[Draft]) -> list[Receipt]:
 
 
 def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
-    known = tx.rows(
-        "SELECT id, study, state, object_id, received_sha256, received_syntax_uid FROM instance "
-        "WHERE sop_instance_uid = ? AND state IN ('stored', 'comparing', 'quarantined')",
+    versions = tx.rows(
+        "SELECT id, study, series, state, object_id, received_digest, received_syntax_uid, version "
+        "FROM instance WHERE sop_instance_uid = ?",
         draft.arrival.sop_instance_uid,
     )
-    same = (draft.received_sha256, draft.arrival.transfer_syntax_uid)
-    for number, study, _, object_id, sha256, syntax in known:
+    same = (draft.received_digest, draft.arrival.transfer_syntax_uid)
+    known = [row for row in versions if row[3] in _LIVE]
+    for number, study, series, _, object_id, digest, syntax, _ in known:
         if object_id == draft.object_id:  # this very draft: its first COMMIT only seemed to fail
             return Receipt(outcome=Outcome.STORED, instance_id=number, study_id=study)
-        if (sha256, syntax) == same:
+        if (digest, syntax) == same:
             _replace_object(tx, number, draft)
+            _count(tx, study, series, 0, 0, draft.received_ms)
             receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
-            return replace(receipt, replaced=ObjectId(object_id))
-    study = _place_study(tx, draft)
-    series = _place_series(tx, draft, study)
-    outcome = Outcome.COMPARING if any(row[2] == "stored" for row in known) else Outcome.STORED
-    number = _insert(tx, draft, study, series, outcome)
-    if outcome is Outcome.STORED:
-        _count(tx, study, series, 1, draft.byte_length)
-        deliveries.due(tx, InstanceId(number), StudyId(study), draft.arrival, draft.attributes)
-    return _answer(tx, draft, outcome, number, study)
+            return replace(receipt, replaced=ObjectId(object_id), due=True)
+    study, series = _place(tx, draft)
+    stored = all(row[3] != InstanceState.STORED for row in known)
+    outcome = Outcome.STORED if stored else Outcome.COMPARING
+    version = 1 + max((row[7] for row in versions), default=0)
+    number = _insert(tx, draft, study, series, outcome, version)
+    _count(tx, study, series, int(stored), draft.byte_length * stored, draft.received_ms)
+    due = stored and deliveries.due(
+        tx, InstanceId(number), StudyId(study), draft.arrival, draft.attributes
+    )
+    return replace(_answer(tx, draft, outcome, number, study), due=due)
 
 
 def _replace_object(tx: Transaction, number: int, draft: Draft) -> None:
@@ -205,13 +217,6 @@ def _replace_object(tx: Transaction, number: int, draft: Draft) -> None:
         draft.arrival.association_id,
         number,
     )
-    for table in ("study", "series"):
-        tx.run(
-            f"UPDATE {table} SET received_ms = MAX(received_ms, ?) "  # noqa: S608  own names
-            f"WHERE id = (SELECT {table} FROM instance WHERE id = ?)",
-            draft.received_ms,
-            number,
-        )
     deliveries.readable_again(tx, InstanceId(number))
 
 
@@ -227,12 +232,11 @@ def _answer(tx: Transaction, draft: Draft, outcome: Outcome, number: int, study:
     return Receipt(outcome=outcome, instance_id=InstanceId(number), study_id=StudyId(study))
 
 
-def _insert(tx: Transaction, draft: Draft, study: int, series: int, outcome: Outcome) -> int:
+def _insert(
+    tx: Transaction, draft: Draft, study: int, series: int, outcome: Outcome, version: int
+) -> int:
     arrival, attributes = draft.arrival, draft.attributes
     state = InstanceState.STORED if outcome is Outcome.STORED else InstanceState.COMPARING
-    version = tx.number(
-        "SELECT MAX(version) FROM instance WHERE sop_instance_uid = ?", arrival.sop_instance_uid
-    )
     return tx.insert(
         "instance",
         {
@@ -243,11 +247,11 @@ def _insert(tx: Transaction, draft: Draft, study: int, series: int, outcome: Out
             "transfer_syntax_uid": arrival.transfer_syntax_uid,
             "received_syntax_uid": arrival.transfer_syntax_uid,
             "state": state,
-            "version": version + 1,
+            "version": version,
             "object_id": draft.object_id,
             "byte_length": draft.byte_length,
             "sealed_length": draft.sealed_length,
-            "received_sha256": draft.received_sha256,
+            "received_digest": draft.received_digest,
             "pixel_offset": draft.pixel_offset,
             "instance_number": attributes.instance_number,
             "rows": attributes.rows,
@@ -262,24 +266,45 @@ def _insert(tx: Transaction, draft: Draft, study: int, series: int, outcome: Out
     )
 
 
-def _place_patient(tx: Transaction, draft: Draft) -> int:
-    """The patient's row: (Patient ID, issuer), or one per study where the ID is empty."""
+def _place(tx: Transaction, draft: Draft) -> tuple[int, int]:
+    """The rows of its study and series, made or brought up to date."""
     a = draft.attributes
-    alone_in = "" if a.patient_id else a.study_instance_uid
     found = tx.first(
-        "SELECT id FROM patient WHERE patient_id = ? AND issuer = ? AND alone_in = ?",
+        "SELECT patient.id, study.id, study.modalities, series.id FROM patient "
+        "LEFT JOIN study ON study.study_instance_uid = ? AND study.patient = patient.id "
+        "LEFT JOIN series ON series.study = study.id AND series.series_instance_uid = ? "
+        "WHERE patient.patient_id = ? AND patient.issuer = ? AND patient.alone_in = ?",
+        a.study_instance_uid,
+        a.series_instance_uid,
         a.patient_id,
         a.issuer_of_patient_id,
-        alone_in,
+        _alone_in(draft),
     )
-    if found:
-        return int(found[0])
+    patient, study, modalities, series = found or (None, None, None, None)
+    if patient is None:
+        patient = _new_patient(tx, draft)
+    if study is None:
+        study = _new_study(tx, draft, patient)
+    elif a.modality and a.modality not in modalities.split("\\"):
+        _add_modality(tx, study, modalities, a.modality)
+    if series is None:
+        series = _new_series(tx, draft, study)
+    return study, series
+
+
+def _alone_in(draft: Draft) -> str:
+    """A patient is (Patient ID, issuer), or one per study where the ID is empty."""
+    return "" if draft.attributes.patient_id else draft.attributes.study_instance_uid
+
+
+def _new_patient(tx: Transaction, draft: Draft) -> int:
+    a = draft.attributes
     return tx.insert(
         "patient",
         {
             "patient_id": a.patient_id,
             "issuer": a.issuer_of_patient_id,
-            "alone_in": alone_in,
+            "alone_in": _alone_in(draft),
             "name": a.patient_name,
             "birth_date": a.patient_birth_date,
             "sex": a.patient_sex,
@@ -288,35 +313,17 @@ def _place_patient(tx: Transaction, draft: Draft) -> int:
     )
 
 
-def _place_study(tx: Transaction, draft: Draft) -> int:
-    """The study's row, made or brought up to date; one UID with two patients is flagged."""
-    patient = _place_patient(tx, draft)
-    a = draft.attributes
-    found = tx.rows(
-        "SELECT id, patient, modalities FROM study WHERE study_instance_uid = ?",
-        a.study_instance_uid,
-    )
-    mine = next((row for row in found if row[1] == patient), None)
-    if mine is None:
-        number = _new_study(tx, draft, patient)
-        for study in [number, *(row[0] for row in found)] if found else []:
-            flag_study(tx, study, "two-patients")
-        return number
-    modalities = mine[2].split("\\")
-    if a.modality and a.modality not in modalities:
-        modalities = sorted(m for m in [*modalities, a.modality] if m)
-    tx.run(
-        "UPDATE study SET modalities = ?, received_ms = MAX(received_ms, ?) WHERE id = ?",
-        "\\".join(modalities),
-        draft.received_ms,
-        mine[0],
-    )
-    return int(mine[0])
+def _add_modality(tx: Transaction, study: int, modalities: str, modality: str) -> None:
+    """Bring a study's Modalities in Study (0008,0061) up to date."""
+    every = sorted(one for one in [*modalities.split("\\"), modality] if one)
+    tx.run("UPDATE study SET modalities = ? WHERE id = ?", "\\".join(every), study)
 
 
 def _new_study(tx: Transaction, draft: Draft, patient: int) -> int:
+    """A new study; one Study Instance UID with two patients is flagged, never merged."""
     a = draft.attributes
-    return tx.insert(
+    others = tx.rows("SELECT id FROM study WHERE study_instance_uid = ?", a.study_instance_uid)
+    number = tx.insert(
         "study",
         {
             "study_instance_uid": a.study_instance_uid,
@@ -340,9 +347,12 @@ def _new_study(tx: Transaction, draft: Draft, patient: int) -> int:
                 f"{a.patient_name}\n{a.patient_id}\n{a.accession_number}\n{a.study_description}"
             ),
             "created_ms": draft.received_ms,
-            "received_ms": draft.received_ms,
+            "received_ms": 0,
         },
     )
+    for study in [number, *(row[0] for row in others)] if others else []:
+        flag_study(tx, study, "two-patients")
+    return number
 
 
 def flag_study(tx: Transaction, study: int, word: str) -> None:
@@ -372,16 +382,8 @@ def folded(text: str) -> str:
     return "".join(c for c in plain if not unicodedata.combining(c)).casefold()
 
 
-def _place_series(tx: Transaction, draft: Draft, study: int) -> int:
+def _new_series(tx: Transaction, draft: Draft, study: int) -> int:
     a = draft.attributes
-    found = tx.first(
-        "SELECT id FROM series WHERE study = ? AND series_instance_uid = ?",
-        study,
-        a.series_instance_uid,
-    )
-    if found:
-        tx.run("UPDATE series SET received_ms = ? WHERE id = ?", draft.received_ms, found[0])
-        return int(found[0])
     tx.run("UPDATE study SET series_count = series_count + 1 WHERE id = ?", study)
     return tx.insert(
         "series",
@@ -395,20 +397,30 @@ def _place_series(tx: Transaction, draft: Draft, study: int) -> int:
             "station_name": a.station_name,
             "laterality": a.laterality,
             "created_ms": draft.received_ms,
-            "received_ms": draft.received_ms,
+            "received_ms": 0,
         },
     )
 
 
-def _count(tx: Transaction, study: int, series: int, instances: int, length: int) -> None:
-    for table, number in (("study", study), ("series", series)):
-        tx.run(
-            f"UPDATE {table} SET instance_count = instance_count + ?, "  # noqa: S608
-            "byte_size = byte_size + ? WHERE id = ?",
-            instances,
-            length,
-            number,
-        )
+def _count(
+    tx: Transaction, study: int, series: int, instances: int, length: int, received_ms: int = 0
+) -> None:
+    """Bring the counts of study and series up to date, and to the second when they last grew.
+
+    To the second, because a study's place in the list by age is a page more to write.
+    """
+    second = received_ms // 1000 * 1000
+    tx.run(
+        "UPDATE series SET instance_count = instance_count + ?, byte_size = byte_size + ?, "
+        "received_ms = MAX(received_ms, ?) WHERE id = ?",
+        *(instances, length, second, series),
+    )
+    tx.run(
+        "UPDATE study SET instance_count = instance_count + ?, byte_size = byte_size + ? "
+        "WHERE id = ?",
+        *(instances, length, study),
+    )
+    tx.run("UPDATE study SET received_ms = ?1 WHERE id = ?2 AND received_ms < ?1", second, study)
 
 
 def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str) -> Instance:
@@ -420,7 +432,7 @@ def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str)
         tx, actor=actor, act=f"instance {new}", kind="instance", subject=number, detail=old.state
     )
     if old.state is InstanceState.QUARANTINED and not tx.number(
-        "SELECT COUNT(*) FROM instance WHERE study = ? AND state = 'quarantined'", old.study
+        "SELECT COUNT(*) FROM instance WHERE state = 'quarantined' AND study = ?", old.study
     ):
         _unflag_study(tx, old.study, "conflict")
     if InstanceState.STORED in (old.state, new):

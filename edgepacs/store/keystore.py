@@ -105,6 +105,7 @@ class Keystore:
         self._path = path
         self._store_id = store_id
         self._master = master
+        self._names = self._derive(b"study key names")
         self._keys: dict[bytes, bytes] = {}
         self._read_up_to = self._synced_up_to = _HEADER
         self._lock = threading.Lock()
@@ -146,8 +147,7 @@ class Keystore:
 
     def study_key_id(self, study_uid: UID) -> bytes:
         """The 16-byte name under which this store keeps the study's key."""
-        names = self._derive(b"study key names")
-        return hmac.digest(names, study_uid.encode("ascii"), "sha256")[:ID_LENGTH]
+        return hmac.digest(self._names, study_uid.encode("ascii"), "sha256")[:ID_LENGTH]
 
     def key(self, key_id: bytes) -> bytes:
         """The study key of that name; raises WrongKey when it is not (or no longer) held."""

@@ -24,7 +24,7 @@ _ENCODING = frozenset({0x00280006, 0x7FE00001, 0x7FE00002, 0x7FE00008, 0x7FE0000
 
 def compare_waiting(store: Store) -> int:
     """Decide on every instance that waits for comparison; how many there were."""
-    waiting = instances.in_state(store.db, InstanceState.COMPARING)
+    waiting = instances.waiting(store.db, InstanceState.COMPARING)
     for one in waiting:
         try:
             _decide(store, one)

@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.errors import InvalidValue
 from edgepacs.model import InstanceId, InstanceState, Role, StudyId, StudyState
-from edgepacs.store import audit, deliveries, disposal, instances, peers, studies
+from edgepacs.store import audit, deliveries, disposal, fingerprint, instances, peers, studies
 from edgepacs.store.audit import AuditRecord
 from edgepacs.store.instances import Instance
 from edgepacs.store.peers import Destination
@@ -60,7 +60,7 @@ class Panel:
 def _panel(number: StudyId) -> Panel:
     db = gate.store().db
     progress = deliveries.progress_of_studies(db, [number])[number]
-    waiting = instances.in_state(db, InstanceState.QUARANTINED, number)
+    waiting = instances.waiting(db, InstanceState.QUARANTINED, number)
     return Panel(
         study=studies.study(db, number),
         ways=ways(progress),
@@ -69,7 +69,7 @@ def _panel(number: StudyId) -> Panel:
             Version(new=one, stored=instances.stored_version(db, one.sop_instance_uid))
             for one in waiting
         ],
-        comparing=len(instances.in_state(db, InstanceState.COMPARING, number)),
+        comparing=len(instances.waiting(db, InstanceState.COMPARING, number)),
         history=audit.of_subject(db, "study", number)[: -_HISTORY - 1 : -1],
     )
 
@@ -132,7 +132,7 @@ def as_json(number: StudyId) -> Response:
 def _instance_json(one: Instance) -> dict[str, Any]:
     row = asdict(one)
     del row["object_id"]  # names a file of ours and nothing else
-    row["received_sha256"] = one.received_sha256.hex()
+    row["received_digest"] = fingerprint.words(one.received_digest)
     return row
 
 

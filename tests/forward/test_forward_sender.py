@@ -205,7 +205,7 @@ def test_what_has_no_context_fails_and_blocks_nothing(store: Store) -> None:
         with forwarding(store):
             done(store, "failed", "sent", "failed")
     assert scp.requests == [str(part.SOPInstanceUID)]
-    error = deliveries.of_instance(store.db, instances.in_state(store.db, "stored")[0].id)  # type: ignore[arg-type]
+    error = deliveries.of_instance(store.db, InstanceId(1))
     assert "presentation context" in error[0].last_error
 
 

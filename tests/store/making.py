@@ -178,7 +178,7 @@ def draft(store: Store, *, content: bytes = b"", **attributes: object) -> Draft:
         object_id=writer.object_id,
         byte_length=writer.length,
         sealed_length=0,
-        received_sha256=writer.sha256,
+        received_digest=writer.fingerprint,
         pixel_offset=pixel_offset,
         received_ms=int(received_ms),  # type: ignore[call-overload]
     )

@@ -67,7 +67,7 @@ def test_swapped_and_truncated_objects_are_reported(filled: Store) -> None:
 def test_rows_that_say_other_than_their_object_are_reported(filled: Store) -> None:
     with filled.db.write() as tx:
         tx.run("UPDATE instance SET byte_length = byte_length + 1 WHERE id = 1")
-        tx.run("UPDATE instance SET received_sha256 = zeroblob(32) WHERE id = 2")
+        tx.run("UPDATE instance SET received_digest = zeroblob(33) WHERE id = 2")
         tx.run("UPDATE instance SET sop_instance_uid = '9.9.9' WHERE id = 3")
     report = fsck.check(filled)
     assert sorted(report.mismatched) == [1, 2]
@@ -193,7 +193,7 @@ _QUERIES = {
     ),
     "instance": (
         "SELECT sop_instance_uid, sop_class_uid, transfer_syntax_uid, received_syntax_uid, state,"
-        " version, object_id, byte_length, sealed_length, received_sha256, pixel_offset,"
+        " version, object_id, byte_length, sealed_length, received_digest, pixel_offset,"
         " instance_number, rows, columns, frames, flags, origin, source, received_ms FROM instance"
     ),
 }
