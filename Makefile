@@ -80,10 +80,15 @@ check: $(STAMPS)/check ## lint, format, types, layers, locks, licences, units
 	@$(py) tools/licences.py check
 	@tools/verify-units
 
-.PHONY: bench
-bench: $(STAMPS)/test ## measure, beside the peers of the same machine
-	@tools/apt-need dcmtk:storescu
-	@exec $(py) bench/ingest.py
+.PHONY: bench bench-ingest bench-growth
+bench: bench-ingest bench-growth ## all measurements, beside the peers of the same machine
+
+bench-ingest: $(STAMPS)/test ## measure receiving; OUT=docs/benchmarks.md keeps the tables
+	@tools/apt-need dcmtk:storescu orthanc:Orthanc
+	@PATH="$$PATH:/usr/sbin:/sbin" exec $(py) -m bench.ingest
+
+bench-growth: $(STAMPS)/test ## measure receiving with 200,000 instances in the index
+	@exec $(py) -m bench.growth
 
 .PHONY: soak
 soak: $(STAMPS)/test peers ## the tests with their full counts; the log goes to docs/evidence/
