@@ -187,6 +187,26 @@ class LinkState(State):
     DOWN = "down", "not reachable; probed until it answers"
 
 
+class CompressionState(State):
+    """How far the compression of an instance at rest has come."""
+
+    WAITING = "waiting", "stands as it was received; waits for a worker"
+    COMPRESSING = "compressing", "an attempt was recorded; a worker has it, or broke off in a crash"
+    COMPRESSED = "compressed", "stands smaller, and was proved to restore to what was received"
+    NATIVE = "native", "stays as it was received, for a reason that is recorded"
+    FAILED = "failed", "stays as it was received: every worker that tried it crashed or hung"
+
+
+_C = CompressionState
+COMPRESSION_TRANSITIONS: Mapping[CompressionState, frozenset[CompressionState]] = {
+    _C.WAITING: frozenset({_C.COMPRESSING, _C.NATIVE}),
+    _C.COMPRESSING: frozenset({_C.COMPRESSED, _C.NATIVE, _C.FAILED, _C.WAITING}),
+    _C.COMPRESSED: frozenset({_C.WAITING}),
+    _C.NATIVE: frozenset({_C.WAITING}),
+    _C.FAILED: frozenset({_C.WAITING}),
+}
+
+
 class Origin(State):
     """Where an instance came from. Only modality, import and local are routed."""
 
@@ -229,6 +249,17 @@ class Role(State):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The association an instance came by; `number` is its row's, once it has one."""
+
+    calling_ae: AETitle
+    called_ae: AETitle
+    host: str
+    implementation: str
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
     """What is known of an instance before its data set is read."""
 
@@ -237,7 +268,7 @@ class Arrival:
     transfer_syntax_uid: UID
     origin: Origin
     source: str  # calling AE title, user name or path-free description
-    association_id: int | None = None
+    caller: Caller | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +320,7 @@ class Receipt:
     """The durable result of one ingest.
 
     `replaced` is an object no row refers to any more: the earlier copy of a duplicate. `due`
-    says that there is something for forward/ to do.
+    says that there is something for forward/ to do, `association` is the row of the caller's.
     """
 
     outcome: Outcome
@@ -297,3 +328,4 @@ class Receipt:
     study_id: StudyId
     replaced: ObjectId | None = None
     due: bool = False
+    association: int | None = None

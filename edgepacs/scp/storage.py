@@ -1,12 +1,14 @@
 """The services behind one association: Verification (PS3.4 A) and Storage (PS3.4 B) as SCP."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from edgepacs.custody import ingest
 from edgepacs.dimse import Association, Field, Message
 from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError, StorageFault
-from edgepacs.model import UID, AETitle, Arrival, Origin, uid
-from edgepacs.store import Store, peers
+from edgepacs.model import UID, AETitle, Arrival, Caller, Origin, uid
+from edgepacs.store import Store
+from edgepacs.store.incidents import Incident
 
 SUCCESS = 0x0000
 SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.11
@@ -25,7 +27,14 @@ class Attendant:
         self._store = store
         self._association = association
         self._on_fault = on_fault
-        self._number: int | None = None
+        agreement = association.agreement
+        self._caller = Caller(
+            calling_ae=AETitle(agreement.calling_ae),
+            called_ae=AETitle(agreement.called_ae),
+            host=agreement.peer.host,
+            implementation=f"{agreement.implementation_class_uid} "
+            f"{agreement.implementation_version}".strip(),
+        )
         self.stored = 0
         self.refused = 0
 
@@ -45,7 +54,7 @@ class Attendant:
     def _store_instance(self, message: Message) -> None:
         """C-STORE (PS3.4 B.2.3): Success only when the instance is durable and known."""
         try:
-            ingest.receive(self._store, self._arrival(message), _data(message))
+            receipt = ingest.receive(self._store, self._arrival(message), _data(message))
         except PeerError:
             raise  # the association itself is over: there is nobody to answer
         except EdgePacsError as error:
@@ -55,6 +64,7 @@ class Attendant:
             self._refuse(message, error)
         else:
             self.stored += 1
+            self._caller = replace(self._caller, number=receipt.association)
             self._association.respond(message, SUCCESS)
 
     def _refuse(self, message: Message, error: EdgePacsError) -> None:
@@ -65,6 +75,15 @@ class Attendant:
             comment=str(error),
             offending=() if tag is None else (tag,),
         )
+        association = self._association
+        self._store.incidents.note(
+            Incident(
+                act="instance refused",
+                host=association.peer.host,
+                actor=association.calling_ae,
+                detail=str(error),
+            )
+        )
 
     def _arrival(self, message: Message) -> Arrival:
         command = message.command
@@ -74,22 +93,8 @@ class Attendant:
             transfer_syntax_uid=UID(message.context.transfer_syntax),
             origin=Origin.MODALITY,
             source=self._association.calling_ae,
-            association_id=self._association_number(),
+            caller=self._caller,
         )
-
-    def _association_number(self) -> int:
-        """The association's row, written with its first instance: an echo leaves none."""
-        if self._number is None:
-            agreement = self._association.agreement
-            self._number = peers.note_association(
-                self._store.db,
-                calling_ae=AETitle(agreement.calling_ae),
-                called_ae=AETitle(agreement.called_ae),
-                host=agreement.peer.host,
-                implementation=f"{agreement.implementation_class_uid} "
-                f"{agreement.implementation_version}".strip(),
-            )
-        return self._number
 
 
 def _data(message: Message) -> Iterator[memoryview]:

@@ -25,13 +25,31 @@ from edgepacs.model import (
     StudyState,
     require_transition,
 )
-from edgepacs.store import audit, deliveries, fingerprint
+from edgepacs.store import audit, compressions, deliveries, fingerprint
 from edgepacs.store.db import Database, Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AtRest:
+    """How an object stands that holds another data set than was received: a compressed one.
+
+    `received_length` is in bytes, `native_digest` the fingerprint of the native frames as
+    received, `restore` what gives the received data set back (custody/restore.py).
+    """
+
+    transfer_syntax_uid: UID
+    received_length: int
+    native_digest: bytes
+    restore: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """An instance whose sealed bytes are durable and whose row is not yet written."""
+    """An instance whose sealed bytes are durable and whose row is not yet written.
+
+    `byte_length` and `pixel_offset` are of the data set that is sealed; without `at_rest` that
+    is the one received.
+    """
 
     arrival: Arrival
     attributes: Attributes
@@ -41,18 +59,41 @@ class Draft:
     received_digest: bytes
     pixel_offset: int
     received_ms: int
+    at_rest: AtRest | None = None
+
+    @property
+    def transfer_syntax_uid(self) -> UID:
+        """That of the data set that is sealed."""
+        rest = self.at_rest
+        return self.arrival.transfer_syntax_uid if rest is None else rest.transfer_syntax_uid
+
+    @property
+    def native_digest(self) -> bytes | None:
+        """The fingerprint of the native frames, where they were compressed."""
+        return None if self.at_rest is None else self.at_rest.native_digest
 
     def trailer(self) -> dict[str, Any]:
         """What is sealed with the object, so that the row can be made again from it."""
         return {
             **{name: getattr(self.attributes, name) for name in Attributes.__slots__},
-            "transfer_syntax_uid": self.arrival.transfer_syntax_uid,
+            "transfer_syntax_uid": self.transfer_syntax_uid,
             "origin": self.arrival.origin,
             "source": self.arrival.source,
             "byte_length": self.byte_length,
             "received_digest": self.received_digest.hex(),
             "pixel_offset": self.pixel_offset,
             "received_ms": self.received_ms,
+            **self._at_rest(),
+        }
+
+    def _at_rest(self) -> dict[str, Any]:
+        if self.at_rest is None:
+            return {}
+        return {
+            "received_syntax_uid": self.arrival.transfer_syntax_uid,
+            "received_length": self.at_rest.received_length,
+            "native_digest": self.at_rest.native_digest.hex(),
+            "restore": self.at_rest.restore,
         }
 
     @classmethod
@@ -61,6 +102,15 @@ class Draft:
     ) -> "Draft":
         """The draft that `trailer` was sealed from."""
         values = dict(trailer)
+        at_rest = None
+        if "restore" in values:
+            at_rest = AtRest(
+                transfer_syntax_uid=UID(values["transfer_syntax_uid"]),
+                received_length=values["received_length"],
+                native_digest=bytes.fromhex(values["native_digest"]),
+                restore=values["restore"],
+            )
+            values["transfer_syntax_uid"] = values["received_syntax_uid"]
         arrival = Arrival(
             sop_class_uid=values["sop_class_uid"],
             sop_instance_uid=values["sop_instance_uid"],
@@ -82,6 +132,7 @@ class Draft:
             object_id=object_id,
             sealed_length=sealed_length,
             received_digest=digest,
+            at_rest=at_rest,
             **own,
         )
 
@@ -103,6 +154,7 @@ class Instance:
     byte_length: int
     sealed_length: int
     received_digest: bytes
+    native_digest: bytes | None  # of the native frames, where it was compressed
     pixel_offset: int
     instance_number: str
     rows: int
@@ -161,6 +213,19 @@ def stored_version(db: Database, sop_instance_uid: UID) -> Instance | None:
         return next(iter(tx.records(Instance, sql, sop_instance_uid)), None)
 
 
+def standing(db: Database, draft: Draft) -> ObjectId | None:
+    """The object of the version that was received as the same bytes as `draft`, if there is one."""
+    with db.read() as tx:
+        row = tx.first(
+            "SELECT object_id FROM instance WHERE sop_instance_uid = ? AND received_digest = ? "
+            "AND received_syntax_uid = ? AND state IN ('stored', 'comparing', 'quarantined')",
+            draft.arrival.sop_instance_uid,
+            draft.received_digest,
+            draft.arrival.transfer_syntax_uid,
+        )
+    return None if row is None else ObjectId(row[0])
+
+
 def commit(db: Database, drafts: Sequence[Draft]) -> list[Receipt]:
     """Make sealed instances known, all in one transaction; durable on return.
 
@@ -173,51 +238,99 @@ def commit(db: Database, drafts: Sequence[Draft]) -> list[Receipt]:
 
 def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
     versions = tx.rows(
-        "SELECT id, study, series, state, object_id, received_digest, received_syntax_uid, version "
-        "FROM instance WHERE sop_instance_uid = ?",
+        "SELECT id, study, series, state, object_id, received_digest, received_syntax_uid, "
+        "version, byte_length FROM instance WHERE sop_instance_uid = ?",
         draft.arrival.sop_instance_uid,
     )
     same = (draft.received_digest, draft.arrival.transfer_syntax_uid)
     known = [row for row in versions if row[3] in _LIVE]
-    for number, study, series, _, object_id, digest, syntax, _ in known:
-        if object_id == draft.object_id:  # this very draft: its first COMMIT only seemed to fail
-            return Receipt(outcome=Outcome.STORED, instance_id=number, study_id=study)
-        if (digest, syntax) == same:
-            _replace_object(tx, number, draft)
-            _count(tx, study, series, 0, 0, draft.received_ms)
-            receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
-            return replace(receipt, replaced=ObjectId(object_id), due=True)
-    study, series = _place(tx, draft)
-    stored = all(row[3] != InstanceState.STORED for row in known)
-    outcome = Outcome.STORED if stored else Outcome.COMPARING
+    for row in known:
+        if row[4] == draft.object_id:  # this very draft: its first COMMIT only seemed to fail
+            return Receipt(outcome=Outcome.STORED, instance_id=row[0], study_id=row[1])
+        if row[5:7] == same:
+            return _take_again(tx, draft, row)
+    alone = all(row[3] != InstanceState.STORED for row in known)
     version = 1 + max((row[7] for row in versions), default=0)
-    number = _insert(tx, draft, study, series, outcome, version)
+    return _take_new(tx, draft, Outcome.STORED if alone else Outcome.COMPARING, version)
+
+
+def _take_again(tx: Transaction, draft: Draft, row: tuple[Any, ...]) -> Receipt:
+    """The same bytes once more."""
+    number, study, series, state, former, _, _, _, length = row
+    association = _association(tx, draft)
+    _replace_object(tx, number, draft, association)
+    longer = draft.byte_length - length if state == InstanceState.STORED else 0
+    _count(tx, study, series, 0, longer, draft.received_ms)
+    receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
+    return replace(receipt, replaced=ObjectId(former), due=True, association=association)
+
+
+def _take_new(tx: Transaction, draft: Draft, outcome: Outcome, version: int) -> Receipt:
+    """Bytes not known before; where another version stands for the UID they wait."""
+    stored = outcome is Outcome.STORED
+    study, series = _place(tx, draft)
+    association = _association(tx, draft)
+    placed = {"series": series, "study": study, "association": association}
+    number = _insert(tx, draft, outcome, version, placed)
     _count(tx, study, series, int(stored), draft.byte_length * stored, draft.received_ms)
     due = stored and deliveries.due(
         tx, InstanceId(number), StudyId(study), draft.arrival, draft.attributes
     )
-    return replace(_answer(tx, draft, outcome, number, study), due=due)
+    return replace(_answer(tx, draft, outcome, number, study), due=due, association=association)
 
 
-def _replace_object(tx: Transaction, number: int, draft: Draft) -> None:
+def _association(tx: Transaction, draft: Draft) -> int | None:
+    """The row of the association it came by, written with its first instance: an echo has none."""
+    caller = draft.arrival.caller
+    if caller is None or caller.number is not None:
+        return None if caller is None else caller.number
+    return tx.insert(
+        "association",
+        {
+            "calling_ae": caller.calling_ae,
+            "called_ae": caller.called_ae,
+            "host": caller.host,
+            "implementation": caller.implementation,
+            "started_ms": draft.received_ms,
+        },
+    )
+
+
+def _replace_object(tx: Transaction, number: int, draft: Draft, association: int | None) -> None:
     """The copy just sealed is good; the earlier one may have been damaged since.
 
     Where it first came from stays: a prior fetched again must not make a modality's own unrouted.
     """
     tx.run(
         "UPDATE instance SET object_id = ?, byte_length = ?, sealed_length = ?, "
-        "transfer_syntax_uid = ?, pixel_offset = ?, received_ms = ?, "
+        "transfer_syntax_uid = ?, pixel_offset = ?, native_digest = ?, received_ms = ?, "
         "association = COALESCE(?, association) WHERE id = ?",
         draft.object_id,
         draft.byte_length,
         draft.sealed_length,
-        draft.arrival.transfer_syntax_uid,
+        draft.transfer_syntax_uid,
         draft.pixel_offset,
+        draft.native_digest,
         draft.received_ms,
-        draft.arrival.association_id,
+        association,
         number,
     )
+    _note_compression(tx, number, draft)
     deliveries.readable_again(tx, InstanceId(number))
+
+
+def _note_compression(tx: Transaction, number: int, draft: Draft) -> None:
+    """What came compressed already stands so; another copy as received waits for it anew."""
+    if draft.at_rest is None:
+        compressions.stands_native(tx, InstanceId(number))
+    else:
+        compressions.stands_compressed(
+            tx,
+            InstanceId(number),
+            draft.transfer_syntax_uid,
+            received_length=draft.at_rest.received_length,
+            byte_length=draft.byte_length,
+        )
 
 
 def _answer(tx: Transaction, draft: Draft, outcome: Outcome, number: int, study: int) -> Receipt:
@@ -233,18 +346,21 @@ def _answer(tx: Transaction, draft: Draft, outcome: Outcome, number: int, study:
 
 
 def _insert(
-    tx: Transaction, draft: Draft, study: int, series: int, outcome: Outcome, version: int
+    tx: Transaction,
+    draft: Draft,
+    outcome: Outcome,
+    version: int,
+    placed: dict[str, int | None],
 ) -> int:
     arrival, attributes = draft.arrival, draft.attributes
     state = InstanceState.STORED if outcome is Outcome.STORED else InstanceState.COMPARING
-    return tx.insert(
+    number = tx.insert(
         "instance",
         {
-            "series": series,
-            "study": study,
+            **placed,
             "sop_instance_uid": arrival.sop_instance_uid,
             "sop_class_uid": arrival.sop_class_uid,
-            "transfer_syntax_uid": arrival.transfer_syntax_uid,
+            "transfer_syntax_uid": draft.transfer_syntax_uid,
             "received_syntax_uid": arrival.transfer_syntax_uid,
             "state": state,
             "version": version,
@@ -252,6 +368,7 @@ def _insert(
             "byte_length": draft.byte_length,
             "sealed_length": draft.sealed_length,
             "received_digest": draft.received_digest,
+            "native_digest": draft.native_digest,
             "pixel_offset": draft.pixel_offset,
             "instance_number": attributes.instance_number,
             "rows": attributes.rows,
@@ -260,10 +377,12 @@ def _insert(
             "flags": " ".join(attributes.flags),
             "origin": arrival.origin,
             "source": arrival.source,
-            "association": arrival.association_id,
             "received_ms": draft.received_ms,
         },
     )
+    if draft.at_rest is not None:
+        _note_compression(tx, number, draft)
+    return number
 
 
 def _place(tx: Transaction, draft: Draft) -> tuple[int, int]:
@@ -458,6 +577,7 @@ def accept_version(db: Database, number: InstanceId, *, actor: str) -> None:
             deliveries.supersede(tx, former, actor=actor)
         move(tx, number, InstanceState.STORED, actor=actor)
         deliveries.due_again(tx, number)
+        compressions.consider(tx, number)
 
 
 def quarantine(db: Database, number: InstanceId) -> None:

@@ -2,10 +2,10 @@
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edgepacs.clock import wall_ms
+from edgepacs.clock import monotonic, wall_ms
 from edgepacs.errors import Conflict, InvalidValue, NotFound
 from edgepacs.model import AETitle, LinkState, Service, ae_title
 from edgepacs.store import audit
@@ -13,21 +13,44 @@ from edgepacs.store.db import Database, Transaction
 
 ANY_HOST = "*"
 _REFUSED_KEPT = 1000
+_RESOLVED_SECONDS = 300.0  # for so long the addresses of a host name are not asked for again
+_RESOLVED_KEPT = 1024
+_LEAST_AND_MOST: Mapping[str, tuple[int, int]] = {
+    "max_associations": (1, 1024),
+    "max_object_mib": (0, 1 << 20),
+    "max_object_seconds": (1, 86_400),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownAE:
-    """An AE title that may call from `host`, for `services`; `port` is where it listens."""
+    """An AE title that may call from `host`, for `services`; `port` is where it listens.
+
+    It may have `max_associations` open at once; one object may take `max_object_seconds` and hold
+    `max_object_mib`, 0 standing for the node's own limit, which none may pass.
+    """
 
     title: AETitle
     host: str
     port: int
     services: str
     created_ms: int
+    max_associations: int
+    max_object_mib: int
+    max_object_seconds: int
 
     def may(self, service: Service) -> bool:
         """Whether it may use `service`."""
         return service in self.services.split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What one AE title may take; None leaves that as it is."""
+
+    max_associations: int | None = None
+    max_object_mib: int | None = None
+    max_object_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +88,41 @@ def host_name(host: str) -> str:
 def add_ae(
     tx: Transaction, *, title: str, host: str, port: int, services: Sequence[Service], actor: str
 ) -> None:
-    """Let an AE title call; replaces what was said of it before."""
+    """Let an AE title call; replaces what was said of it before, but what it may take."""
     known = ae_title(title)
-    row = (known, host_name(host), port_number(port), " ".join(services), wall_ms())
-    tx.run("INSERT OR REPLACE INTO ae VALUES (?, ?, ?, ?, ?)", *row)
+    tx.run(
+        "INSERT INTO ae (title, host, port, services, created_ms) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET host = excluded.host, port = excluded.port, "
+        "services = excluded.services, created_ms = excluded.created_ms",
+        known,
+        host_name(host),
+        port_number(port),
+        " ".join(services),
+        wall_ms(),
+    )
     tx.run("DELETE FROM refused WHERE calling_ae = ? AND host = ?", known, host)
     audit.record(tx, actor=actor, act="ae added", kind="ae", subject=None, detail=known)
+
+
+def allow(tx: Transaction, title: str, allowance: Allowance, *, actor: str) -> None:
+    """Say what an AE title may take, from its next association on; raises NotFound."""
+    known = ae_title(title)
+    values = {name: getattr(allowance, name) for name in Allowance.__slots__}
+    said = {name: value for name, value in values.items() if value is not None}
+    for name, value in said.items():
+        least, most = _LEAST_AND_MOST[name]
+        if not least <= value <= most:
+            raise InvalidValue(name, f"{value} is not between {least} and {most}")
+    if not tx.run(
+        "UPDATE ae SET max_associations = COALESCE(?, max_associations), "
+        "max_object_mib = COALESCE(?, max_object_mib), "
+        "max_object_seconds = COALESCE(?, max_object_seconds) WHERE title = ?",
+        *values.values(),
+        known,
+    ):
+        raise NotFound(f"AE title: {known!r} is not known")
+    detail = " ".join([known, *(f"{name}={value}" for name, value in said.items())])
+    audit.record(tx, actor=actor, act="ae allowance", kind="ae", subject=None, detail=detail)
 
 
 def remove_ae(tx: Transaction, title: str, *, actor: str) -> None:
@@ -95,72 +147,71 @@ def known_ae(db: Database, title: AETitle) -> KnownAE | None:
 
 def is_at(host: str, address: str) -> bool:
     """Whether `address` (numeric, of a connection) is `host` (an address, a name or '*')."""
-    if host == ANY_HOST:
+    if host in (ANY_HOST, address):
         return True
     there = _plain(address)
     try:
         return _plain(host) == there
     except ValueError:
-        pass
+        return there in _addresses(host)
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_resolved: dict[str, tuple[float, frozenset[_Address]]] = {}
+
+
+def _addresses(host: str) -> frozenset[_Address]:
+    """The addresses of a host name; what they were while the resolver does not answer.
+
+    A caller must not wait, nor be turned away, because the line behind the resolver is down.
+    """
+    until, known = _resolved.get(host, (0.0, frozenset()))
+    if monotonic() < until:
+        return known
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        known = frozenset(_plain(str(entry[4][0])) for entry in found)
     except OSError:
-        return False
-    return any(_plain(str(entry[4][0])) == there for entry in found)
+        if not known:
+            return known
+    if len(_resolved) >= _RESOLVED_KEPT:
+        _resolved.clear()
+    _resolved[host] = (monotonic() + _RESOLVED_SECONDS, known)
+    return known
 
 
-def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _plain(address: str) -> _Address:
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(parsed, "ipv4_mapped", None)
     return mapped or parsed
 
 
-def note_refused(db: Database, *, calling_ae: str, called_ae: str, host: str, reason: str) -> None:
-    """Remember who was refused, so that one command can let them in."""
-    now = wall_ms()
-    with db.write() as tx:
+def note_refused(tx: Transaction, callers: Iterable[RefusedAE]) -> None:
+    """Remember who was refused, so that one command can let them in; adds to what is known."""
+    for one in callers:
         tx.run(
-            "INSERT INTO refused VALUES (?, ?, ?, ?, 1, ?, ?) "
-            "ON CONFLICT DO UPDATE SET times = times + 1, last_ms = excluded.last_ms",
-            calling_ae,
-            called_ae,
-            host,
-            reason,
-            now,
-            now,
+            "INSERT INTO refused VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+            "SET times = times + excluded.times, last_ms = excluded.last_ms",
+            one.calling_ae,
+            one.called_ae,
+            one.host,
+            one.reason,
+            one.times,
+            one.first_ms,
+            one.last_ms,
         )
-        # A port scan must not grow the index without bound.
-        tx.run(
-            "DELETE FROM refused WHERE last_ms < (SELECT last_ms FROM refused "
-            "ORDER BY last_ms DESC LIMIT 1 OFFSET ?)",
-            _REFUSED_KEPT,
-        )
-        audit.record(
-            tx, actor=calling_ae, act="association refused", kind="ae", subject=None, detail=reason
-        )
+    # A port scan must not grow the index without bound.
+    tx.run(
+        "DELETE FROM refused WHERE last_ms < (SELECT last_ms FROM refused "
+        "ORDER BY last_ms DESC LIMIT 1 OFFSET ?)",
+        _REFUSED_KEPT,
+    )
 
 
 def refused(db: Database) -> list[RefusedAE]:
     """Who was refused, the latest first."""
     with db.read() as tx:
         return tx.records(RefusedAE, "SELECT * FROM refused ORDER BY last_ms DESC")
-
-
-def note_association(
-    db: Database, *, calling_ae: AETitle, called_ae: AETitle, host: str, implementation: str
-) -> int:
-    """Record an association that was accepted; its number."""
-    with db.write() as tx:
-        return tx.insert(
-            "association",
-            {
-                "calling_ae": calling_ae,
-                "called_ae": called_ae,
-                "host": host,
-                "implementation": implementation,
-                "started_ms": wall_ms(),
-            },
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
