@@ -73,7 +73,7 @@ def _ordered(cells: Pixels, description: PixelDescription) -> Pixels:
     """`cells` in the description's shape, colour by plane made colour by pixel."""
     if description.samples_per_pixel > 1 and description.planar_configuration == 1:
         planes = cells.reshape(description.samples_per_pixel, description.rows, description.columns)
-        cells = np.ascontiguousarray(planes.transpose(1, 2, 0))
+        cells = planes.transpose(1, 2, 0).copy(order="C")  # whose strides every codec accepts
     return cells.reshape(description.shape).astype(description.dtype, copy=False)
 
 
@@ -94,12 +94,20 @@ def _decode_native_422(data: bytes, description: PixelDescription) -> Frame:
 
 def decode_deflated(data: bytes, description: PixelDescription, first_bit: int = 0) -> Frame:
     """Decode a frame of Deflated Image Frame Compression, inflating no more than its size."""
+    return decode_native(inflate_frame(data, description), description, first_bit)
+
+
+def inflate_frame(data: bytes, description: PixelDescription) -> bytes:
+    """The native bytes of a frame of Deflated Image Frame Compression, perhaps one more to pad.
+
+    Raises Undecodable when it inflates beyond that; zlib's own error when it is broken.
+    """
     expected = (native_frame_bits(description) + 7) // 8
     inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)  # RFC 1951, no zlib header
     inflated = inflater.decompress(data, expected + 2)
     if len(inflated) > expected + 1:  # one byte may pad to even length
         raise Undecodable("Pixel data: the frame inflates beyond its size")
-    return decode_native(inflated, description, first_bit)
+    return inflated
 
 
 def decode_rle(data: bytes, description: PixelDescription, _first_bit: int = 0) -> Frame:

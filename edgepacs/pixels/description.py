@@ -17,6 +17,8 @@ Pixels = NDArray[Any]
 
 MAX_FRAME_BYTES = 1 << 28  # one decoded frame, 8-bit samples counted as 2; codecs need 3 times it
 MAX_FRAMES = (1 << 31) - 2  # an IS holds up to 2^31 - 1 (PS3.5 6.2), no data set comes near
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"  # Implicit VR Little Endian
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"  # Explicit VR Little Endian
 BIG_ENDIAN = "1.2.840.10008.1.2.2"  # Explicit VR Big Endian, retired
 _MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
 

@@ -92,6 +92,7 @@ class FrameIndex:
             raise Undecodable("Transfer syntax: unknown to this node")
         self._frames = 1 if row.video else description.number_of_frames
         self._read_at = read_at
+        self._encapsulated = row.encapsulated
         self._locate: Callable[[int], Location]
         if row.encapsulated:
             self._locate = _encapsulated(_Items(read_at, length), self._frames, extended)
@@ -110,6 +111,17 @@ class FrameIndex:
         if not 0 <= frame < len(self):
             raise NotFound(f"Frame: not between 1 and {len(self)}")
         return self._locate(frame)
+
+    def offsets(self) -> tuple[int, ...]:
+        """Where each frame's first item tag stands, counted from the first fragment's.
+
+        What a Basic Offset Table holds, whether or not there is one here. Raises NotFound for
+        native pixel data, which has none, else as `locate`.
+        """
+        if not self._encapsulated:
+            raise NotFound("Offset table: native frames have none")
+        tags = [self.locate(frame).fragments[0].offset - 8 for frame in range(len(self))]
+        return tuple(tag - tags[0] for tag in tags)
 
     def read(self, frame: int) -> EncodedFrame:
         """Read the bytes of `frame`, counted from 0, its fragments joined. Raises as `locate`."""

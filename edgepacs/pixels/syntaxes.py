@@ -1,14 +1,17 @@
 """The one table of transfer syntaxes (PS3.5 10 and Annex A, PS3.6 Annex A).
 
 Whoever needs to know anything about a transfer syntax asks this table by UID. A row without a
-decoder is stored and forwarded like any other, but not shown.
+decoder is stored and forwarded like any other, but not shown. A row with an encoder says under
+which conditions it encodes a native frame; what it writes stands in `encode`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from edgepacs.pixels import codecs
+from edgepacs.pixels import codecs, encoders
 from edgepacs.pixels.codecs import Decoder
+from edgepacs.pixels.conditions import INDEXED, WHOLE_BYTES, Conditions
+from edgepacs.pixels.encoders import Encoder
 
 
 class Loss(StrEnum):
@@ -21,7 +24,14 @@ class Loss(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferSyntax:
-    """One row. `deflated` means the whole data set (PS3.5 A.5), never a single frame."""
+    """One row.
+
+    `encapsulated` tells how frames lie: as items of a sequence (PS3.5 A.4) or one after the
+    other. `deflated` means the whole data set (PS3.5 A.5), never a single frame. `encoder` is
+    there where frames can be written, without loss, if `conditions` are met; RGB then goes
+    through the reversible transform where `transforms` says so, and comes by pixel unless
+    `keeps_planes`.
+    """
 
     uid: str
     name: str
@@ -32,9 +42,21 @@ class TransferSyntax:
     big_endian: bool = False
     deflated: bool = False
     video: bool = False
+    encoder: Encoder | None = None
+    conditions: Conditions = field(default_factory=Conditions)
+    transforms: bool = False
+    keeps_planes: bool = False
 
 
 _ROOT = "1.2.840.10008.1.2"
+DEFLATED_DATA_SET = _ROOT + ".1.99"
+JPEG_LOSSLESS = _ROOT + ".4.70"
+JPEG_LS = _ROOT + ".4.80"
+JPEG_2000 = _ROOT + ".4.90"
+HTJ2K = _ROOT + ".4.201"
+JPEG_XL = _ROOT + ".4.110"
+RLE = _ROOT + ".5"
+DEFLATED_FRAME = _ROOT + ".8.1"
 
 
 def _native(suffix: str, name: str, **traits: bool) -> TransferSyntax:
@@ -78,22 +100,60 @@ TABLE: dict[str, TransferSyntax] = {
         _frames(".4.53", "JPEG Spectral Selection (Process 6 and 8)", _JPEG, _ALWAYS),
         _frames(".4.55", "JPEG Full Progression (Process 10 and 12)", _JPEG, _ALWAYS),
         _frames(".4.57", "JPEG Lossless (Process 14)", _JPEG),
-        _frames(".4.70", "JPEG Lossless (Process 14, Selection Value 1)", _JPEG),
-        _frames(".4.80", "JPEG-LS Lossless", _LS),
+        replace(
+            _frames(".4.70", "JPEG Lossless (Process 14, Selection Value 1)", _JPEG),
+            encoder=encoders.encode_jpeg_lossless,
+            # libjpeg-turbo 3.1 loses YCbCr of more than 8 bits.
+            conditions=Conditions(meanings=INDEXED | {"RGB"}),
+        ),
+        # Other readers and writers fail below 6 pixels, ours included in none.
+        replace(
+            _frames(".4.80", "JPEG-LS Lossless", _LS),
+            encoder=encoders.encode_jpeg_ls,
+            conditions=Conditions(min_side=6),
+        ),
         _frames(".4.81", "JPEG-LS Near-Lossless", _LS, _POSSIBLE),
-        _frames(".4.90", "JPEG 2000 Lossless", _J2K),
+        # Five decompositions need 32 pixels; of 32-bit cells the codec keeps 26 bits.
+        replace(
+            _frames(".4.90", "JPEG 2000 Lossless", _J2K),
+            encoder=encoders.encode_jpeg_2000,
+            conditions=Conditions(min_side=32),
+            transforms=True,
+        ),
         _frames(".4.91", "JPEG 2000", _J2K, _POSSIBLE),
         # Part 2 with a single component collection is plain Part 1; others fail to decode.
         _frames(".4.92", "JPEG 2000 Part 2 Multi-component Lossless", _J2K),
         _frames(".4.93", "JPEG 2000 Part 2 Multi-component", _J2K, _POSSIBLE),
-        _frames(".4.201", "High-Throughput JPEG 2000 Lossless", _J2K),
+        replace(
+            _frames(".4.201", "High-Throughput JPEG 2000 Lossless", _J2K),
+            encoder=encoders.encode_htj2k,
+            # Browsers' decoder garbles colour that has not been through the transform.
+            conditions=Conditions(min_side=32, meanings=INDEXED | {"RGB"}),
+            transforms=True,
+        ),
         _frames(".4.202", "High-Throughput JPEG 2000 with RPCL Lossless", _J2K),
         _frames(".4.203", "High-Throughput JPEG 2000", _J2K, _POSSIBLE),
-        _frames(".4.110", "JPEG XL Lossless", _XL),
+        replace(
+            _frames(".4.110", "JPEG XL Lossless", _XL),
+            encoder=encoders.encode_jpeg_xl,
+            # Its codestream names a colour space of its own.
+            conditions=Conditions(meanings=INDEXED | {"RGB"}),
+        ),
         _frames(".4.111", "JPEG XL JPEG Recompression", _XL, _ALWAYS),
         _frames(".4.112", "JPEG XL", _XL, _POSSIBLE),
-        _frames(".5", "RLE Lossless", codecs.decode_rle),
-        _frames(".8.1", "Deflated Image Frame Compression", codecs.decode_deflated),
+        replace(
+            _frames(".5", "RLE Lossless", codecs.decode_rle),
+            encoder=encoders.encode_rle,
+            # Its header has room for 15 segments (PS3.5 G.5).
+            conditions=Conditions(allocated=WHOLE_BYTES, max_planes=15),
+            keeps_planes=True,
+        ),
+        replace(
+            _frames(".8.1", "Deflated Image Frame Compression", codecs.decode_deflated),
+            encoder=encoders.encode_deflated,
+            conditions=Conditions(any_samples=True),
+            keeps_planes=True,
+        ),
         _video(".4.100", "MPEG2 Main Profile / Main Level"),
         _video(".4.100.1", "Fragmentable MPEG2 Main Profile / Main Level"),
         _video(".4.101", "MPEG2 Main Profile / High Level"),

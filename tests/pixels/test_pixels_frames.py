@@ -168,6 +168,7 @@ def test_hostile_encapsulation(value: bytes, uid: str) -> None:
         index_over(value, grey(8, 8, 8, uid, NumberOfFrames=2)).read(1)
 
 
+@pytest.mark.bad_input(52)
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("offset", [9999, 0xFFFFFFFF, FIRST + len(item(FRAMES[1])) + 1])
 def test_basic_table_beyond_the_end(frames: int, offset: int) -> None:
@@ -186,6 +187,7 @@ def test_basic_table_into_the_middle_of_a_fragment(offset: int) -> None:
             index.read(number)
 
 
+@pytest.mark.bad_input(52)
 @pytest.mark.parametrize(
     ("offsets", "lengths"),
     [

@@ -42,6 +42,7 @@ GOOD: Mapping[str, Any] = {
 }
 
 
+@pytest.mark.bad_input(48, 49, 50)
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -111,6 +112,7 @@ def test_unknown_and_undecoded_transfer_syntaxes() -> None:
         decode_frame(bytes(32), grey(4, 4, 16, JPEG + "102"))
 
 
+@pytest.mark.bad_input(47)
 @pytest.mark.parametrize("uid", [uid for uid, row in TABLE.items() if row.encapsulated])
 def test_syntax_that_lies(uid: str) -> None:
     """Every encapsulated syntax over native bytes, and over the codestreams of the others."""
@@ -147,6 +149,7 @@ def rle_frame(
     return pack("<16I", number, *starts, *[0] * (15 - len(starts))) + b"".join(segments)
 
 
+@pytest.mark.bad_input(55)
 @pytest.mark.parametrize(
     "data",
     [
@@ -202,6 +205,7 @@ def test_native_cut_short() -> None:
         decoded(instance("MR_truncated.dcm"))
 
 
+@pytest.mark.bad_input(54)
 @pytest.mark.parametrize("suffix", ["50", "70", "80", "90", "201", "110"])
 def test_a_codestream_larger_than_its_data_set(suffix: str) -> None:
     """A bomb is told by its header: nothing of its size is ever allocated."""

@@ -262,6 +262,7 @@ def colour_table(**others: Any) -> dict[str, Any]:
     return {**values, **others}
 
 
+@pytest.mark.bad_input(51)
 def test_palette_index_out_of_bounds() -> None:
     description = grey(1, 2, 8, PhotometricInterpretation="PALETTE COLOR")
     parameters = DisplayParameters(palette=palette(colour_table(), signed=False))
