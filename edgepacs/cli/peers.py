@@ -1,6 +1,7 @@
 """Callers, destinations and rules."""
 
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -19,17 +20,53 @@ _destination = group("destination", "Where instances are sent.")
 _rule = group("rule", "Which instances go where.")
 
 
+def _with_allowance(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say what an AE title may take."""
+    for name, words in (
+        ("--max-object-seconds", f"Time for one object; {peers.AE_OBJECT_SECONDS} unless said."),
+        ("--max-object-mib", "Size of one object; 0, unless said, for the node's own limit."),
+        ("--max-associations", f"Open at once; {peers.AE_ASSOCIATIONS} unless said."),
+    ):
+        function = click.option(name, type=int, help=words)(function)
+    return function
+
+
 @command(_ae, "add")
 @click.argument("title", metavar="AET")
 @click.option("--host", required=True, help="Its address or name; * for any.")
 @click.option("--port", required=True, type=int, help="Where it listens.")
 @click.option("--allow", default="echo,store", show_default=True, help="Comma between services.")
-def ae_add(session: Session, *, title: str, host: str, port: int, allow: str) -> None:
+@_with_allowance
+def ae_add(
+    session: Session, *, title: str, host: str, port: int, allow: str, **most: int | None
+) -> None:
     """Let an AE title call."""
     services = [_service(word) for word in allow.split(",") if word.strip()]
     with session.store() as store, store.db.write() as tx:
         peers.add_ae(tx, title=title, host=host, port=port, services=services, actor=ACTOR)
-    session.say({"title": title, "services": services}, f"{title} may {', '.join(services)}")
+        if _said(most):
+            peers.allow(tx, title, peers.Allowance(**most), actor=ACTOR)
+    session.say(
+        {"title": title, "services": services, **_said(most)},
+        f"{title} may {', '.join(services)}",
+    )
+
+
+@command(_ae, "set")
+@click.argument("title", metavar="AET")
+@_with_allowance
+def ae_set(session: Session, *, title: str, **most: int | None) -> None:
+    """Say how much an AE title may take; what is not said stays."""
+    if not _said(most):
+        raise InvalidValue("ae set", f"none of {', '.join(most)} was given")
+    with session.store() as store, store.db.write() as tx:
+        peers.allow(tx, title, peers.Allowance(**most), actor=ACTOR)
+    words = ", ".join(f"{name} {value}" for name, value in _said(most).items())
+    session.say({"title": title, **_said(most)}, f"{title}: {words}")
+
+
+def _said(most: dict[str, int | None]) -> dict[str, int]:
+    return {name: value for name, value in most.items() if value is not None}
 
 
 def _service(word: str) -> Service:
@@ -48,7 +85,8 @@ def ae_list(session: Session, *, refused: bool) -> None:
             columns = ("calling_ae", "called_ae", "host", "reason", "times", "last_ms")
             session.table(peers.refused(store.db), columns)
         else:
-            session.table(peers.known_aes(store.db), ("title", "host", "port", "services"))
+            known = ("title", "host", "port", "services", *peers.Allowance.__slots__)
+            session.table(peers.known_aes(store.db), known)
 
 
 @command(_ae, "remove")

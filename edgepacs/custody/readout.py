@@ -1,4 +1,4 @@
-"""Read-out: sealed objects as pictures, attributes and DICOM files.
+"""Read-out: sealed objects as pictures and attributes; `outgoing` gives them out as data sets.
 
 Nothing unauthenticated ever leaves: a chunk that fails its tag raises Tampered before a byte of
 it is used.
@@ -10,19 +10,16 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
-from pydicom import Dataset, uid
+from pydicom import Dataset
 from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
 
+from edgepacs.custody import restore
 from edgepacs.custody.scan import MAX_ITEMS
-from edgepacs.dimse.implementation import CLASS_UID, VERSION
 from edgepacs.errors import EdgePacsError, NotFound, Undecodable
 from edgepacs.model import ObjectId
 from edgepacs.pixels.decode import decode_frame
@@ -31,8 +28,8 @@ from edgepacs.pixels.display import DisplayParameters, Window, display_parameter
 from edgepacs.pixels.frames import ExtendedOffsetTable, FrameIndex, reader
 from edgepacs.pixels.render import default_window, encode_jpeg, render
 from edgepacs.pixels.syntaxes import TransferSyntax, syntax
-from edgepacs.store import Store, instances
-from edgepacs.store.instances import Instance
+from edgepacs.store import Store
+from edgepacs.store.instances import Draft, Instance
 from edgepacs.store.vault import ObjectReader
 
 MAX_HEAD = 64 << 20  # bytes before the pixel data that are parsed for show
@@ -99,7 +96,7 @@ class _Shelf:
         self._kept: OrderedDict[ObjectId, _Opened] = OrderedDict()
 
     def take(self, store: Store, instance: Instance) -> _Opened:
-        object_id = _object_id(instance)
+        object_id = restore.object_of(instance)
         with self._lock:
             if object_id in self._kept:
                 self._kept.move_to_end(object_id)
@@ -116,23 +113,8 @@ _shelf = _Shelf()
 
 
 def sealed(store: Store, instance: Instance) -> ObjectReader:
-    """The sealed data set of an instance, as a reader; raises NotFound, Tampered.
-
-    A reader that finds its object gone rereads the row once: a rewrite is always a new object.
-    """
-    try:
-        return store.vault.open(_object_id(instance), instance.sop_instance_uid)
-    except NotFound:
-        again = instances.instance(store.db, instance.id)
-        if again.object_id == instance.object_id:
-            raise
-        return store.vault.open(_object_id(again), again.sop_instance_uid)
-
-
-def _object_id(instance: Instance) -> ObjectId:
-    if instance.state.gone:
-        raise NotFound(f"instance: its bytes are gone; it is {instance.state}")
-    return instance.object_id
+    """The sealed data set of an instance, as a reader; raises NotFound, Tampered."""
+    return restore.opened(store, instance).reader
 
 
 def display(store: Store, instance: Instance) -> Display:
@@ -226,8 +208,16 @@ def native_frames(store: Store, instance: Instance) -> Iterator[bytes]:
 
 
 def content(store: Store, instance: Instance) -> Dataset:
-    """The data set up to its pixel data, parsed; raises NotFound, Tampered, Undecodable."""
-    return _parse(store, instance)[1]
+    """The data set up to its pixel data as it was received, parsed.
+
+    Raises NotFound, Tampered, Undecodable.
+    """
+    now, stored = restore.opened(store, instance)
+    if now.transfer_syntax_uid == now.received_syntax_uid:
+        return _parse(store, now).dataset
+    draft = Draft.from_trailer(stored.trailer(), now.object_id, now.sealed_length)
+    head = restore.received(stored, draft).head
+    return _parsed(io.BytesIO(head), syntax(now.received_syntax_uid), len(head))[0]
 
 
 def _default_window(opened: _Opened, parameters: DisplayParameters) -> Window:
@@ -240,7 +230,7 @@ def _default_window(opened: _Opened, parameters: DisplayParameters) -> Window:
 
 
 def _open_pictures(store: Store, instance: Instance) -> _Opened:
-    stream, dataset, explicit = _parse(store, instance)
+    instance, stream, dataset, explicit = _parse(store, instance)
     row = _known_syntax(instance)
     header = stream.read(12)
     order: Literal["big", "little"] = "big" if row.big_endian else "little"
@@ -273,27 +263,45 @@ def _known_syntax(instance: Instance) -> TransferSyntax:
     return row
 
 
-def _parse(store: Store, instance: Instance) -> tuple[BinaryIO, Dataset, bool]:
-    """The stream, left at the pixel data element or the end; what stands before; explicit VR."""
+class _Parsed(NamedTuple):
+    """The row of what was opened, its stream left at the pixel data or the end, what is before."""
+
+    instance: Instance
+    stream: BinaryIO
+    dataset: Dataset
+    explicit: bool
+
+
+def _parse(store: Store, instance: Instance) -> _Parsed:
+    instance, raw = restore.opened(store, instance)
     row = syntax(instance.transfer_syntax_uid)
-    raw = sealed(store, instance)
     stream = cast("BinaryIO", io.BufferedReader(raw, 1 << 16))
     if row is not None and row.deflated:
         stream = _inflated(raw)
     if instance.pixel_offset > MAX_HEAD or (instance.pixel_offset < 0 and raw.length > MAX_HEAD):
         raise Undecodable(f"Its attributes exceed {MAX_HEAD >> 20} MiB; it is kept as received")
+    dataset, explicit = _parsed(stream, row, instance.pixel_offset)
+    return _Parsed(instance, stream, dataset, explicit)
+
+
+def _parsed(
+    stream: BinaryIO, row: TransferSyntax | None, pixel_offset: int
+) -> tuple[Dataset, bool]:
+    """What stands in `stream` before its pixel data, and whether VRs are explicit."""
     first = stream.read(6)
     stream.seek(0)
     explicit = first[4:6].isalpha() and first[4:6].isupper()
     little = row is None or not row.big_endian
-    _require_few_items(stream, instance.pixel_offset, little=little)
+    _require_few_items(stream, pixel_offset, little=little)
     try:
         dataset = read_dataset(stream, not explicit, little, stop_when=_at_pixels)
     except EdgePacsError:
         raise
     except Exception as error:  # a broken data set raises nearly anything in the parser
         raise Undecodable("Its data set cannot be parsed; it is kept as received") from error
-    return stream, dataset, explicit
+    if first and not dataset:  # the parser keeps nothing of what ends too early for it
+        raise Undecodable("Its data set cannot be parsed; it is kept as received")
+    return dataset, explicit
 
 
 def _require_few_items(stream: BinaryIO, pixel_offset: int, *, little: bool) -> None:
@@ -328,7 +336,7 @@ def attribute_lines(store: Store, instance: Instance) -> list[AttributeLine]:
 
     Raises NotFound, Tampered, Undecodable.
     """
-    _, dataset, _ = _parse(store, instance)
+    dataset = content(store, instance)
     lines: list[AttributeLine] = []
     for line in _lines(dataset, 0):
         lines.append(line)
@@ -389,20 +397,3 @@ def _value_text(element: DataElement) -> str:
     several = not isinstance(value, str) and hasattr(value, "__iter__")
     text = "\\".join(str(one) for one in value) if several and element.VM > 1 else str(value)
     return text if len(text) <= MAX_LINE_TEXT else text[:MAX_LINE_TEXT] + "…"
-
-
-def part10(store: Store, instance: Instance) -> Iterator[bytes]:
-    """An instance as a DICOM file (PS3.10 7.1), its preamble zeroed; raises as `sealed`."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\0\1"
-    meta.MediaStorageSOPClassUID = uid.UID(instance.sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = uid.UID(instance.sop_instance_uid)
-    meta.TransferSyntaxUID = uid.UID(instance.transfer_syntax_uid)
-    meta.ImplementationClassUID = uid.UID(CLASS_UID)
-    meta.ImplementationVersionName = VERSION
-    head = DicomBytesIO()
-    head.write(bytes(128) + b"DICM")
-    write_file_meta_info(head, meta)
-    with sealed(store, instance) as raw:
-        yield head.getvalue()
-        yield from raw.chunks()

@@ -21,6 +21,7 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 
 MAX_DEPTH = 32
 MAX_ITEMS = 100_000
+MAX_ELEMENTS = 1_000_000
 MAX_VALUE = 65_536  # of an element the index wants
 MAX_TEXT = 1024  # characters the index keeps of one value
 # A data set that inflates further than this, and by more than the ratio, is a bomb.
@@ -32,7 +33,7 @@ _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _CHARACTER_SET = 0x00080005
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
-_NEVER_PLAIN = (0x0002, 0x7FE0)
+_NEVER_PLAIN = (0x0002, 0x7FE0, 0xFFFE)
 _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()  # PS3.5 7.1.2
 )
@@ -95,6 +96,7 @@ class Scanner:
         self._position = 0  # of the first byte of _tail within the data set
         self._levels: list[_Level] = []
         self._items = 0
+        self._elements = 0
         self._last_tag = 0
         self._values: dict[int, bytes] = {}
         self._flags: dict[str, None] = {}
@@ -156,6 +158,9 @@ class Scanner:
             if not used:
                 break
             position += used
+            self._elements += 1
+            if self._elements > MAX_ELEMENTS:
+                self._opaque("too-many-elements", MAX_ELEMENTS)
         return position
 
     def _stride(self, buffer: memoryview, position: int, end: int) -> int:
@@ -163,7 +168,7 @@ class Scanner:
 
         Nearly all are, and what `_element` does for each of them is most of what ingest costs.
         """
-        last, values = self._last_tag, self._values
+        last, values, passed = self._last_tag, self._values, 0
         while end - position >= 8:
             group, element, vr, length = self._short(buffer, position)
             tag = group << 16 | element
@@ -175,7 +180,9 @@ class Scanner:
             if tag in _WANTED and length <= MAX_VALUE:
                 values[tag] = bytes(buffer[position + 8 : after])
             last, position = tag, after
+            passed += 1
         self._last_tag = last
+        self._elements += passed
         return position
 
     def _element(self, buffer: memoryview, position: int, end: int) -> int:
@@ -267,7 +274,7 @@ class Scanner:
 
     def _open(self, level: _Level) -> None:
         if len(self._levels) >= 2 * MAX_DEPTH:
-            self._opaque("nested-too-deep")
+            self._opaque("nested-too-deep", MAX_DEPTH)
             return
         self._levels.append(level)
 
@@ -277,7 +284,7 @@ class Scanner:
         elif tag == _ITEM:
             self._items += 1
             if self._items > MAX_ITEMS:
-                self._opaque("too-many-items")
+                self._opaque("too-many-items", MAX_ITEMS)
             elif length == _UNDEFINED:
                 self._open(_Level(sequence=False, implicit=self._levels[-1].implicit))
             else:
@@ -292,12 +299,13 @@ class Scanner:
         else:
             self._opaque("stray-delimiter")
 
-    def _opaque(self, flag: str) -> None:
+    def _opaque(self, flag: str, limit: int | None = None) -> None:
         """Give up reading here; what follows is stored unread, if the identity is known."""
         missing = _IDENTITY - self._values.keys()
         if missing:
-            first = _UIDS[min(missing)][1]
-            raise InvalidValue("data set", f"cannot be read up to its {first}: {flag}")
+            tag = min(missing)
+            words = flag if limit is None else f"{flag}, limit {limit}"
+            raise InvalidValue("data set", f"{words}, before ({tag >> 16:04X},{tag & 0xFFFF:04X})")
         self._flag(flag)
         self._done = True
 

@@ -38,6 +38,10 @@ from edgepacs.errors import InvalidValue, PeerUnreachable
 from edgepacs.model import ae_title, uid
 
 _SMALLEST_PDU = 128  # bytes; a peer that takes less would be served byte by byte
+# User name, user name and passcode: an empty response accepts them (PS3.7 D.3.3.7.2). That to the
+# other kinds would hold a ticket, an assertion or a token; without one the requestor decides.
+_IDENTITIES_ANSWERED = (1, 2)
+_NO_ROLE = Roles(scu=False, scp=False)
 
 
 class Admission(Protocol):
@@ -48,6 +52,9 @@ class Admission(Protocol):
 
     def context(self, proposed: ProposedContext) -> ContextAnswer:
         """What to answer to one context; its UIDs are valid, its transfer syntaxes not empty."""
+
+    def limits(self, node: Limits) -> Limits:
+        """What the association may cost from here on; `node` is what any of them may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ def _negotiate(line: Line, peer: Peer, admission: Admission, limits: Limits) -> 
         implementation_version=information.implementation_version,
         max_pdu_length=information.max_length,
     )
-    return Association(line, agreement, limits)
+    return Association(line, agreement, admission.limits(limits))
 
 
 def _read_request(line: Line, limits: Limits) -> AssociateRequest:
@@ -121,36 +128,40 @@ def _read_request(line: Line, limits: Limits) -> AssociateRequest:
 def _refuse_unfit(request: AssociateRequest, limits: Limits) -> None:
     """Raise AssociationRejected for what no admission could let in."""
     if not request.protocol_version & pdu.PROTOCOL_VERSION:  # PS3.8 9.3.2: only bit 0 is tested
-        raise _rejected(request, pdu.PROTOCOL_VERSION_NOT_SUPPORTED)
+        words = f"protocol version: {request.protocol_version:#06x} lacks bit 0"
+        raise _rejected(request, pdu.PROTOCOL_VERSION_NOT_SUPPORTED, words)
     if request.application_context != APPLICATION_CONTEXT:
-        raise _rejected(request, pdu.APPLICATION_CONTEXT_NOT_SUPPORTED)
-    if not _is_ae_title(request.calling_ae):
-        raise _rejected(request, pdu.CALLING_AE_NOT_RECOGNISED)
-    if not _is_ae_title(request.called_ae):
-        raise _rejected(request, pdu.CALLED_AE_NOT_RECOGNISED)
+        words = f"application context: is not {APPLICATION_CONTEXT}"
+        raise _rejected(request, pdu.APPLICATION_CONTEXT_NOT_SUPPORTED, words)
+    _require_ae_title(request, request.calling_ae, pdu.CALLING_AE_NOT_RECOGNISED)
+    _require_ae_title(request, request.called_ae, pdu.CALLED_AE_NOT_RECOGNISED)
     information = request.user_information
     if 0 < information.max_length < _SMALLEST_PDU:
         problem = f"{information.max_length} bytes, needs {_SMALLEST_PDU}"
         raise ProtocolError("maximum length item", problem)
-    if _identity_size(information.identity) > limits.identity_bytes:
-        raise _rejected(request, pdu.PROVIDER_REFUSED)
+    size = _identity_size(information.identity)
+    if size > limits.identity_bytes:
+        words = f"user identity: {size} bytes, the limit is {limits.identity_bytes}"
+        raise _rejected(request, pdu.PROVIDER_REFUSED, words)
 
 
 def _identity_size(identity: UserIdentity | None) -> int:
     return 0 if identity is None else len(identity.primary) + len(identity.secondary)
 
 
-def _is_ae_title(text: str) -> bool:
+def _require_ae_title(request: AssociateRequest, title: str, rejection: Rejection) -> None:
+    name = "called" if rejection == pdu.CALLED_AE_NOT_RECOGNISED else "calling"
     try:
-        ae_title(text)
-    except InvalidValue:
-        return False
-    return True
+        ae_title(title, f"{name} AE title")
+    except InvalidValue as error:
+        raise _rejected(request, rejection, str(error)) from None
 
 
-def _rejected(request: AssociateRequest, rejection: Rejection) -> AssociationRejected:
+def _rejected(
+    request: AssociateRequest, rejection: Rejection, words: str = ""
+) -> AssociationRejected:
     return AssociationRejected(
-        rejection.words,
+        words or rejection.words,
         codes=(rejection.result, rejection.source, rejection.reason),
         calling_ae=request.calling_ae,
         called_ae=request.called_ae,
@@ -160,7 +171,8 @@ def _rejected(request: AssociateRequest, rejection: Rejection) -> AssociationRej
 def _joined(request: AssociateRequest) -> list[ProposedContext]:
     """The proposed contexts with what the user information says about their SOP classes."""
     information = request.user_information
-    roles = {entry.sop_class_uid: entry.roles for entry in information.roles}
+    # Neither role is no proposal (PS3.7 D.3.3.4): the default ones count.
+    roles = {one.sop_class_uid: one.roles for one in information.roles if one.roles != _NO_ROLE}
     extended = {one.sop_class_uid: one.application_information for one in information.extended}
     services = {one.sop_class_uid: one.service_class_uid for one in information.common}
     return [
@@ -175,7 +187,10 @@ def _joined(request: AssociateRequest) -> list[ProposedContext]:
 
 
 def _decide(proposed: ProposedContext, admission: Admission) -> _Decision:
-    """Ask `admission`, unless what is proposed is no UID at all."""
+    """Ask `admission`, unless what is proposed is no UID at all.
+
+    A context that leaves its requestor neither role would be of no use (PS3.7 D.3.3.4).
+    """
     if not _is_uid(proposed.abstract_syntax):
         result = ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED
         return _Decision(proposed, ContextAnswer(result=result))
@@ -183,7 +198,11 @@ def _decide(proposed: ProposedContext, admission: Admission) -> _Decision:
     if not syntaxes:
         result = ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED
         return _Decision(proposed, ContextAnswer(result=result))
-    return _Decision(proposed, admission.context(replace(proposed, transfer_syntaxes=syntaxes)))
+    answer = admission.context(replace(proposed, transfer_syntaxes=syntaxes))
+    accepted = answer.result == ContextResult.ACCEPTED
+    if accepted and _agreed(proposed.roles, answer.roles) == _NO_ROLE:
+        answer = ContextAnswer(result=ContextResult.USER_REJECTION)
+    return _Decision(proposed, answer)
 
 
 def _is_uid(text: str) -> bool:
@@ -197,8 +216,6 @@ def _is_uid(text: str) -> bool:
 def _accept(
     request: AssociateRequest, decisions: list[_Decision], limits: Limits
 ) -> AssociateAccept:
-    identity = request.user_information.identity
-    requested = identity is not None and identity.response_requested
     information = UserInformation(
         max_length=limits.max_pdu_length,
         implementation_class_uid=CLASS_UID,
@@ -206,8 +223,7 @@ def _accept(
         window=_window(request.user_information.window, limits),
         roles=_role_answers(decisions),
         extended=_extended_answers(decisions),
-        # PS3.7 D.3.3.7: an empty response says that the identity was accepted.
-        identity_answer=b"" if requested else None,
+        identity_answer=_identity_answer(request.user_information.identity),
     )
     return AssociateAccept(
         called_ae=request.called_ae,
@@ -215,6 +231,13 @@ def _accept(
         contexts=tuple(_answered(decision) for decision in decisions),
         user_information=information,
     )
+
+
+def _identity_answer(identity: UserIdentity | None) -> bytes | None:
+    """An answer where one was asked for and we can give it (PS3.7 D.3.3.7); nobody is verified."""
+    if identity is None or not identity.response_requested:
+        return None
+    return b"" if identity.kind in _IDENTITIES_ANSWERED else None
 
 
 def _answered(decision: _Decision) -> AnsweredContext:

@@ -3,20 +3,24 @@
 Unknown callers are refused and remembered, so that one command can let them in.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 
 from edgepacs.dimse import (
     AssociateRequest,
     AssociationRejected,
     ContextAnswer,
     ContextResult,
+    Limits,
     Peer,
     ProposedContext,
     Rejection,
 )
 from edgepacs.dimse.contexts import VERIFICATION, storage_answer
 from edgepacs.model import AETitle, Service
+from edgepacs.scp.shares import Place, Shares
 from edgepacs.store import Store, peers
+from edgepacs.store.incidents import Incident
+from edgepacs.store.peers import KnownAE
 
 # PS3.8 9.3.4: result, source, reason
 CALLING_AE_UNKNOWN = Rejection(1, 1, 3)
@@ -26,22 +30,24 @@ LIMIT_REACHED = Rejection(2, 3, 2)
 UNKNOWN_CALLER = "unknown calling AE title"
 WRONG_HOST = "known calling AE title from another host"
 WRONG_CALLED = "unknown called AE title"
+_SLACK = 1 << 20  # bytes of a data set read for nothing after it was refused for its length
 
 
 class Gate:
-    """Decides on one association; one object per association."""
+    """Decides on one association; one object per association, whose place it holds."""
 
-    def __init__(self, store: Store, crowded: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, shares: Shares) -> None:
         self._store = store
-        self._crowded = crowded
+        self._shares = shares
         self._services: frozenset[Service] = frozenset()
+        self._known: KnownAE | None = None
+        self._place: Place | None = None
         self.reason = ""  # why it was refused, for the list of refused callers
+        self._full = ""  # which limits left no place
 
     def admit(self, request: AssociateRequest, peer: Peer) -> Rejection | None:
-        """None for a known caller at its host who calls one of our AE titles."""
+        """None for a known caller at its host who calls one of our AE titles and finds a place."""
         node = self._store.config.node
-        if self._crowded():
-            return LIMIT_REACHED
         if request.called_ae not in (node.ae_title, *node.aliases):
             self.reason = WRONG_CALLED
             return CALLED_AE_UNKNOWN
@@ -52,8 +58,41 @@ class Gate:
         if not peers.is_at(known.host, peer.host):
             self.reason = WRONG_HOST
             return CALLING_AE_UNKNOWN
+        size = self._object_bytes(known)
+        self._place = self._shares.take(known.title, known.max_associations, size)
+        if self._place is None:
+            every = self._store.config.dicom.max_associations
+            mine = known.max_associations
+            self._full = f"associations: the limit is {mine} of one AE title, {every} of all"
+            return LIMIT_REACHED
+        self._known = known
         self._services = frozenset(service for service in Service if known.may(service))
         return None
+
+    @property
+    def place(self) -> Place:
+        """The place of the association that was admitted."""
+        assert self._place is not None
+        return self._place
+
+    def limits(self, node: Limits) -> Limits:
+        """The node's limits with those of the AE that was admitted."""
+        assert self._known is not None
+        return replace(
+            node,
+            object_bytes=self._object_bytes(self._known) + _SLACK,
+            object_deadline=float(self._known.max_object_seconds),
+        )
+
+    def _object_bytes(self, known: KnownAE) -> int:
+        """What one data set may hold: what the AE may send, and no more than the node takes."""
+        most = self._store.config.dicom.max_object_mib
+        return min(most, known.max_object_mib or most) << 20
+
+    def leave(self) -> None:
+        """Give the place back, if there is one; again is harmless."""
+        if self._place is not None:
+            self._place.leave()
 
     def context(self, proposed: ProposedContext) -> ContextAnswer:
         """Storage and verification, as far as this caller may use them."""
@@ -63,12 +102,13 @@ class Gate:
         return storage_answer(proposed)
 
     def note(self, rejection: AssociationRejected, host: str) -> None:
-        """Remember a caller that was refused for who it is."""
-        if self.reason:
-            peers.note_refused(
-                self._store.db,
-                calling_ae=rejection.calling_ae,
-                called_ae=rejection.called_ae,
+        """Record that a caller was refused; one refused for who it is is listed as well."""
+        self._store.incidents.note(
+            Incident(
+                act="association refused",
                 host=host,
-                reason=self.reason,
+                actor=rejection.calling_ae,
+                detail=self.reason or self._full or str(rejection),
+                called_ae=rejection.called_ae if self.reason else "",
             )
+        )

@@ -9,13 +9,16 @@ import selectors
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 from edgepacs.dimse import Association, AssociationRejected, Limits, accept
 from edgepacs.errors import ConfigurationError, EdgePacsError, StorageFault
 from edgepacs.scp.admission import Gate
+from edgepacs.scp.shares import Shares
 from edgepacs.scp.storage import Attendant
 from edgepacs.store import Store
+from edgepacs.store.incidents import Incident
 from edgepacs.telemetry import log, place_of
 
 _BACKLOG = 128
@@ -24,6 +27,13 @@ _HANDSHAKE_SECONDS = 10.0
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 _BREATH_SECONDS = 0.1  # after an accept that failed, lest it fail again at once and for ever
+# A modality that lost its power says no goodbye: after 90 s without a sign its place is free.
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 class Listener:
@@ -32,13 +42,15 @@ class Listener:
     def __init__(self, store: Store) -> None:
         dicom = store.config.dicom
         self._store = store
-        self._bound = dicom.max_associations
-        self._limits = Limits(object_bytes=(dicom.max_object_mib + 1) << 20)
+        self._connections = dicom.max_associations + _REFUSING
+        self._shares = Shares(dicom.max_associations)
+        self._limits = Limits()
         self._tls = self._tls_context() if dicom.tls_port else None
         self._lock = threading.Lock()
-        self._open: dict[int, Association | None] = {}
+        self._open: dict[int, Association] = {}
         self._threads: dict[int, threading.Thread] = {}
-        self._silent: dict[int, socket.socket] = {}  # not yet associated, the oldest first
+        # Not yet associated, the oldest first, each with the host it comes from.
+        self._silent: dict[int, tuple[socket.socket, str]] = {}
         self._next = 0
         self._fault: StorageFault | None = None
 
@@ -76,11 +88,14 @@ class Listener:
         host = self._store.config.dicom.host
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         except OSError as error:
             raise ConfigurationError(
                 f"[dicom] {host} port {port}: cannot listen: {error.strerror}"
             ) from error
+        for option in _KEEPALIVE:
+            bound.setsockopt(*option)  # what is accepted inherits it
+        return bound
 
     def _tls_context(self) -> ssl.SSLContext:
         folder = self._store.config.path.parent / "tls"
@@ -100,11 +115,11 @@ class Listener:
             log.warning("accept failed: %s", error.strerror)
             return False
         with self._lock:
-            if len(self._threads) >= self._bound + _REFUSING and not self._drop_oldest_silent():
+            if len(self._threads) >= self._connections and not self._drop_silent():
                 connection.close()
                 return True
             number = self._next = self._next + 1
-            self._silent[number] = connection
+            self._silent[number] = (connection, address[0])
             thread = threading.Thread(
                 target=self._attend, args=(number, connection, address, tls), daemon=True
             )
@@ -112,21 +127,19 @@ class Listener:
         thread.start()
         return True
 
-    def _drop_oldest_silent(self) -> bool:
-        """Make room by ending the connection that has said nothing for longest; under the lock.
+    def _drop_silent(self) -> bool:
+        """Make room by ending the oldest silent connection of the host that has most of them.
 
-        Whoever opens connections and keeps silent must not keep a modality out.
+        Under the lock. Whoever opens connections and keeps silent must not keep a modality out.
         """
-        for number, connection in list(self._silent.items()):
-            del self._silent[number]
+        while self._silent:
+            hosts = Counter(host for _, host in self._silent.values()).most_common(1)
+            number = next(one for one, (_, host) in self._silent.items() if host == hosts[0][0])
+            connection, _ = self._silent.pop(number)
             with contextlib.suppress(OSError):  # it is ending by itself: not room made now
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
                 return True
         return False
-
-    def _crowded(self) -> bool:
-        with self._lock:
-            return len(self._open) >= self._bound
 
     def _attend(
         self,
@@ -138,10 +151,15 @@ class Listener:
         try:
             with contextlib.closing(connection):
                 self._associate(number, connection, address, tls)
+        except AssociationRejected as rejection:  # its gate has recorded it
+            log.info("association %d refused: %s", number, rejection)
         except EdgePacsError as error:
             log.info("association %d ended: %s: %s", number, type(error).__name__, error)
+            self._record(number, address[0], str(error))
         except OSError as error:
-            log.info("association %d ended: %s", number, error.strerror or type(error).__name__)
+            words = error.strerror or type(error).__name__
+            log.info("association %d ended: %s", number, words)
+            self._record(number, address[0], words)
         except Exception as error:  # noqa: BLE001  one association never takes the process down
             log.error("association %d failed: %s", number, place_of(error))
         finally:
@@ -149,6 +167,14 @@ class Listener:
                 self._threads.pop(number, None)
                 self._silent.pop(number, None)
                 self._open.pop(number, None)
+
+    def _record(self, number: int, host: str, words: str) -> None:
+        """Record an association that ended in another way than by release."""
+        with self._lock:
+            association = self._open.get(number)
+        actor = "" if association is None else association.calling_ae
+        incident = Incident(act="association broken", host=host, actor=actor, detail=words)
+        self._store.incidents.note(incident)
 
     def _associate(
         self,
@@ -158,36 +184,48 @@ class Listener:
         tls: ssl.SSLContext | None,
     ) -> None:
         if tls is not None:
-            connection = self._shake_hands(number, connection, tls)
-        gate = Gate(self._store, self._crowded)
+            connection = self._shake_hands(number, connection, address[0], tls)
+        gate = Gate(self._store, self._shares)
         try:
             association = accept(connection, (address[0], address[1]), gate, self._limits)
+            with self._lock:
+                self._silent.pop(number, None)
+                self._open[number] = association
+            self._serve(number, association, gate)
         except AssociationRejected as rejection:
             gate.note(rejection, address[0])
             raise
-        with self._lock:
-            self._silent.pop(number, None)
-            self._open[number] = association
+        finally:
+            gate.leave()
+
+    def _serve(self, number: int, association: Association, gate: Gate) -> None:
         attendant = Attendant(self._store, association, self._note_fault)
         try:
             with association:
                 attendant.serve()
+                gate.leave()  # a peer slow to close needs no place to do so
         finally:
-            log.info(
-                "association %d: %d stored, %d refused",
-                number,
-                attendant.stored,
-                attendant.refused,
-            )
+            if attendant.stored or attendant.refused:
+                log.info(
+                    "association %d: %d stored, %d refused",
+                    number,
+                    attendant.stored,
+                    attendant.refused,
+                )
 
     def _shake_hands(
-        self, number: int, connection: socket.socket, tls: ssl.SSLContext
+        self, number: int, connection: socket.socket, host: str, tls: ssl.SSLContext
     ) -> ssl.SSLSocket:
+        """The connection secured; the deadline is that of the whole handshake."""
         secured = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         with self._lock:
-            self._silent[number] = secured
+            self._silent[number] = (secured, host)
         secured.settimeout(_HANDSHAKE_SECONDS)
-        secured.do_handshake()
+        try:
+            secured.do_handshake()
+        except BaseException:
+            secured.close()
+            raise
         return secured
 
     def _finish(self) -> None:
@@ -202,6 +240,6 @@ class Listener:
                 thread.join(_POLL_SECONDS / 5)
         timer.cancel()
         with self._lock:
-            left = [one for one in self._open.values() if one is not None]
+            left = list(self._open.values())
         for association in left:
             association.abort()

@@ -13,6 +13,7 @@ from edgepacs.config import Config
 from edgepacs.errors import ConfigurationError
 from edgepacs.store.db import Database
 from edgepacs.store.group import GroupCommit
+from edgepacs.store.incidents import Incidents
 from edgepacs.store.keystore import Keystore, device_key
 from edgepacs.store.vault import Vault
 from edgepacs.telemetry import doorbell
@@ -39,6 +40,11 @@ class Paths:
         """The vault of sealed objects."""
         return self.data_dir / "objects"
 
+    @property
+    def renditions(self) -> Path:
+        """The vault of renditions, which outlive no process."""
+        return self.data_dir / "renditions"
+
     def doorbell(self, role: str) -> Path:
         """The FIFO that wakes `role`."""
         return self.data_dir / "run" / f"{role}.bell"
@@ -53,6 +59,7 @@ class Store:
     db: Database
     vault: Vault
     group: GroupCommit
+    incidents: Incidents
 
     @property
     def paths(self) -> Paths:
@@ -73,7 +80,8 @@ class Store:
             )
         db = Database(paths.index, keystore.index_key())
         vault = Vault(paths.objects, keystore, config.node.reserve_mib << 20)
-        return cls(config, keystore, db, vault, GroupCommit(db))
+        incidents = Incidents(db, vault.condemn)
+        return cls(config, keystore, db, vault, GroupCommit(db), incidents)
 
     @classmethod
     def open(cls, config: Config) -> Self:
@@ -88,7 +96,8 @@ class Store:
             doorbell(self.paths.doorbell(role)).ring()
 
     def close(self) -> None:
-        """Close the index."""
+        """Record what has been counted and close the index."""
+        self.incidents.close()
         self.db.close()
 
 

@@ -15,6 +15,8 @@ ANY_HOST = "*"
 _REFUSED_KEPT = 1000
 _RESOLVED_SECONDS = 300.0  # for so long the addresses of a host name are not asked for again
 _RESOLVED_KEPT = 1024
+AE_ASSOCIATIONS = 16  # what an AE may take unless said: no ordinary modality ever asks for so much
+AE_OBJECT_SECONDS = 3600
 _LEAST_AND_MOST: Mapping[str, tuple[int, int]] = {
     "max_associations": (1, 1024),
     "max_object_mib": (0, 1 << 20),
@@ -91,14 +93,17 @@ def add_ae(
     """Let an AE title call; replaces what was said of it before, but what it may take."""
     known = ae_title(title)
     tx.run(
-        "INSERT INTO ae (title, host, port, services, created_ms) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET host = excluded.host, port = excluded.port, "
-        "services = excluded.services, created_ms = excluded.created_ms",
+        "INSERT INTO ae (title, host, port, services, created_ms, max_associations, "
+        "max_object_seconds) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+        "SET host = excluded.host, port = excluded.port, services = excluded.services, "
+        "created_ms = excluded.created_ms",
         known,
         host_name(host),
         port_number(port),
         " ".join(services),
         wall_ms(),
+        AE_ASSOCIATIONS,
+        AE_OBJECT_SECONDS,
     )
     tx.run("DELETE FROM refused WHERE calling_ae = ? AND host = ?", known, host)
     audit.record(tx, actor=actor, act="ae added", kind="ae", subject=None, detail=known)

@@ -43,6 +43,9 @@ class Open:
     def context(self, proposed: ProposedContext) -> ContextAnswer:
         return storage_answer(proposed)
 
+    def limits(self, node: Limits) -> Limits:
+        return node
+
 
 def take(association: Association, message: Message, box: list[bytes]) -> None:
     """Keep the data set and answer Success."""

@@ -65,6 +65,7 @@ def still_serves(node: Node) -> None:
 
 
 # Cases 1 to 4, 10, 12, 13, 18: before an association stands, AA-1 aborts as the service user.
+@pytest.mark.bad_input(1, 2, 3, 10, 12, 13, 18)
 @pytest.mark.parametrize(
     ("sent", "named"),
     [
@@ -93,6 +94,7 @@ def test_not_an_association_request(node, script, sent, named):
     still_serves(one)
 
 
+@pytest.mark.bad_input(4)
 def test_silence_ends_with_artim_without_a_word(node, script):
     one = node()
     peer = script(one)
@@ -100,6 +102,7 @@ def test_silence_ends_with_artim_without_a_word(node, script):
     assert isinstance(one.join()[0], PeerTimedOut)
 
 
+@pytest.mark.bad_input(4)
 def test_case_4_short_header_then_silence(node, script):
     one = node()
     peer = script(one)
@@ -130,12 +133,14 @@ def until_refused(peer: Script, data: bytes, pause: float) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.bad_input(5)
 def test_case_5_trickle_is_cut_at_the_deadline_of_the_whole_pdu(node, script):
     one = node()
     assert trickle(script(one), associate_rq(), 0.02) < 2
     assert isinstance(one.join()[0], PeerTimedOut)
 
 
+@pytest.mark.bad_input(5)
 def test_case_5_trickle_inside_a_data_set(node, script):
     one = node()
     peer = script(one)
@@ -146,6 +151,7 @@ def test_case_5_trickle_inside_a_data_set(node, script):
     assert one.received == []
 
 
+@pytest.mark.bad_input(5)
 def test_case_5_trickled_pdus_end_at_the_deadline_of_the_data_set(node, script):
     one = node(dataclasses.replace(QUICK, object_deadline=0.6))
     peer = script(one)
@@ -157,6 +163,7 @@ def test_case_5_trickled_pdus_end_at_the_deadline_of_the_data_set(node, script):
 
 
 # Cases 6 to 9, 11, 26 and 30: on an association, AA-8 aborts as the service provider.
+@pytest.mark.bad_input(1, 3, 6, 7, 8, 9, 11, 26, 30)
 @pytest.mark.parametrize(
     ("sent", "reason", "named"),
     [
@@ -205,6 +212,7 @@ def test_broken_on_an_association(node, script, sent, reason, named):
     still_serves(one)
 
 
+@pytest.mark.bad_input(9)
 def test_case_9_even_context_id_in_the_request(node, script):
     one = node()
     peer = script(one)
@@ -213,12 +221,14 @@ def test_case_9_even_context_id_in_the_request(node, script):
     assert "not odd" in str(one.join()[0])
 
 
+@pytest.mark.bad_input(19)
 def test_case_19_duplicate_context_ids(node, script):
     one = node()
     assert script(one).associate(contexts=(CONTEXTS[0], CONTEXTS[0]))[0] == ABORTED
     assert "more than once" in str(one.join()[0])
 
 
+@pytest.mark.bad_input(17)
 def test_case_17_most_contexts_with_many_syntaxes_are_answered_in_full(node, script):
     many = tuple(f"1.2.840.10008.1.2.4.{number}" for number in range(600, 900))
     contexts = tuple(
@@ -257,6 +267,7 @@ def test_contexts_that_are_no_uids_are_refused_one_by_one(node, script):
     assert [answer.result for answer in answers] == [3, 4, 0]
 
 
+@pytest.mark.bad_input(20)
 @pytest.mark.parametrize("title", [b"", b"CT\x07", b"CT\0", b"CT\xe9", b"CT\\1", b"CT\r\nX"])
 def test_case_20_calling_ae_title_of_odd_characters(node, script, title):
     one = node()
@@ -268,6 +279,7 @@ def test_case_20_calling_ae_title_of_odd_characters(node, script, title):
     still_serves(one)
 
 
+@pytest.mark.bad_input(20)
 def test_case_20_called_ae_title_of_odd_characters(node, script):
     one = node()
     peer = script(one)
@@ -283,6 +295,7 @@ class Strict:
         raise AssertionError("a refused peer's contexts are nobody's business")
 
 
+@pytest.mark.bad_input(21)
 def test_case_21_admission_refuses_a_calling_ae_title(node, script):
     one = node(admission=Strict())
     assert script(one).associate() == (REJECTED, bytes((0, 1, 1, 3)))
@@ -305,6 +318,7 @@ def test_an_admission_that_cannot_decide_rejects_for_now(node, script):
     assert "locked" in str(one.join()[0])
 
 
+@pytest.mark.bad_input(22)
 def test_case_22_user_identity_of_64_kib(node, script):
     identity = UserIdentity(kind=1, primary=bytes(65_400))
     one = node()
@@ -323,6 +337,7 @@ def test_a_maximum_length_that_would_mean_byte_by_byte_aborts(node, script):
     assert script(one).associate(user_information=UserInformation(max_length=7))[0] == ABORTED
 
 
+@pytest.mark.bad_input(23)
 def test_case_23_pdvs_of_one_byte(node, script):
     one = node(dataclasses.replace(QUICK, fragments=20_000))
     peer = script(one)
@@ -338,6 +353,7 @@ def test_case_23_pdvs_of_one_byte(node, script):
     assert "more than 20000 fragments" in str(one.join()[0])
 
 
+@pytest.mark.bad_input(23)
 def test_empty_pdvs_are_bounded_too(node, script):
     one = node(dataclasses.replace(QUICK, fragments=20_000))
     peer = script(one)
@@ -347,6 +363,7 @@ def test_empty_pdvs_are_bounded_too(node, script):
     assert "fragments" in str(one.join()[0])
 
 
+@pytest.mark.bad_input(24)
 def test_case_24_the_last_fragment_never_comes_while_data_does(node, script):
     one = node(dataclasses.replace(QUICK, object_bytes=1_000_000))
     peer = script(one)
@@ -359,6 +376,7 @@ def test_case_24_the_last_fragment_never_comes_while_data_does(node, script):
     assert one.received == []
 
 
+@pytest.mark.bad_input(24)
 def test_case_24_the_last_fragment_never_comes_at_all(node, script):
     one = node()
     peer = script(one)
@@ -368,6 +386,7 @@ def test_case_24_the_last_fragment_never_comes_at_all(node, script):
     assert isinstance(one.join()[0], PeerTimedOut)
 
 
+@pytest.mark.bad_input(25)
 @pytest.mark.parametrize("cut", [7, 40, 150, 1000])
 def test_case_25_reset_inside_a_message(node, script, cut):
     one = node()
@@ -394,6 +413,7 @@ def answered(body: bytes) -> dict:
     return dict(decode(memoryview(body)[6:]))
 
 
+@pytest.mark.bad_input(27, 29, 31)
 def test_cases_27_29_and_31_reach_the_service_which_answers(node, script):
     seen = []
 
@@ -430,6 +450,7 @@ def cancel_rq(message_id: int = 1) -> bytes:
     )
 
 
+@pytest.mark.bad_input(32)
 def test_case_32_cancels_of_nothing_are_ignored_until_they_flood(node, script):
     one = node(dataclasses.replace(QUICK, cancels=100))
     peer = script(one)

@@ -60,6 +60,7 @@ def test_a_known_caller_is_answered(node: Serving) -> None:
         assert tx.number("SELECT COUNT(*) FROM association") == 0  # an echo leaves none
 
 
+@pytest.mark.bad_input(21)
 @pytest.mark.parametrize(
     ("calling", "called", "answer", "reason"),
     [
@@ -72,7 +73,7 @@ def test_a_known_caller_is_answered(node: Serving) -> None:
 def test_others_are_refused_and_listed(
     node: Serving, calling: str, called: str, answer: tuple[int, int], reason: str
 ) -> None:
-    """PS3.8 9.3.4: source and reason; BAD-INPUT 21."""
+    """PS3.8 9.3.4: source and reason."""
     node.allow("ELSEWHERE", "192.0.2.7")
     with (
         pytest.raises(Rejected) as caught,
@@ -145,6 +146,7 @@ def test_a_context_for_one_class_stores_no_other(node: Serving) -> None:
     assert len(objects(node.store)) == 1
 
 
+@pytest.mark.bad_input(16)
 def test_more_associations_than_allowed_are_refused_for_now(tmp_path: Path) -> None:
     with serving(tmp_path / "node", max_associations=2) as node:
         node.allow()
@@ -201,6 +203,7 @@ def test_an_instance_knows_its_association(node: Serving) -> None:
     assert rows == [("HARNESS", "EDGEPACS", "127.0.0.1")]
 
 
+@pytest.mark.bad_input(28, 40)
 @pytest.mark.parametrize(
     ("data", "status", "words"),
     [
@@ -227,10 +230,11 @@ def test_the_same_again_and_other_content_are_both_success(node: Serving) -> Non
     other = ct(sop=part.sop_instance, patient_name="Other^Name")
     answers = sender.send([part, part, other], node.port)
     assert [one.status for one in answers] == [0, 0, 0]
-    assert len(instances.in_state(node.store.db, InstanceState.COMPARING)) == 1
+    assert len(instances.waiting(node.store.db, InstanceState.COMPARING)) == 1
     assert len(objects(node.store)) == 2
 
 
+@pytest.mark.bad_input(36)
 def test_a_full_disk_is_a700(tmp_path: Path) -> None:
     with serving(tmp_path / "node") as node:
         node.allow()
@@ -257,9 +261,9 @@ class _Cut(Exception):
     """The sender's own end."""
 
 
+@pytest.mark.bad_input(25)
 @pytest.mark.parametrize("way", ["abort", "reset"])
 def test_a_line_that_breaks_within_a_data_set_leaves_nothing(node: Serving, way: str) -> None:
-    """BAD-INPUT 25."""
     part = ct(side=1500)
     association = own_association(node)
 
@@ -346,8 +350,8 @@ def test_after_a_storage_fault_the_listener_ends_with_it(
     assert studies.counts(node.store.db)["instance"] == 0
 
 
+@pytest.mark.bad_input(14, 15)
 def test_tls_and_plain_stand_side_by_side_and_silence_delays_nobody(tmp_path: Path) -> None:
-    """BAD-INPUT 13 to 15."""
     tls_port = free_port()
     with serving(tmp_path / "node", tls_port=tls_port) as node:
         node.allow()

@@ -1,4 +1,7 @@
+import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,26 @@ def test_a_missing_object_is_reported(filled: Store) -> None:
     path_of(filled, 2).unlink()
     report = fsck.check(filled)
     assert (report.missing, report.verified, report.sound) == ([2], 3, False)
+
+
+def test_an_object_replaced_while_it_is_checked_is_not_missing(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same instance comes again between the look at its row and the look at its object."""
+    uid, ordinary = "1.2.99", os.open
+    take_in(filled, sop=uid)
+    old = path_of(filled, 5)
+
+    def arriving(path: Path, *rest: int) -> int:
+        if path == old:
+            monkeypatch.undo()
+            take_in(filled, sop=uid)
+        return ordinary(path, *rest)
+
+    monkeypatch.setattr(os, "open", arriving)
+    report = fsck.check(filled)
+    assert not old.exists()
+    assert (report.sound, report.verified) == (True, 5)
 
 
 @pytest.mark.parametrize("place", [0, 30, 110, 140, -60, -3])
@@ -143,6 +166,8 @@ def test_bytes_only_a_tombstone_names_are_swept(filled: Store) -> None:
     assert fsck.check(filled).orphans == [path.name]
     assert fsck.sweep(filled) == fsck.Settled(removed=1)
     assert fsck.check(filled).sound
+    with filled.db.read() as tx:  # its commit made the tombstone durable before the bytes went
+        assert tx.number("SELECT COUNT(*) FROM audit WHERE act = 'objects removed'") == 1
 
 
 def test_while_somebody_writes_nothing_is_swept_or_called_an_orphan(filled: Store) -> None:
@@ -156,6 +181,85 @@ def test_while_somebody_writes_nothing_is_swept_or_called_an_orphan(filled: Stor
     commit(filled, coming)
     assert fsck.sweep(filled) == fsck.Settled()
     assert fsck.check(filled).verified == 5
+
+
+def test_strays_may_be_settled_beside_writers(filled: Store) -> None:
+    """Whatever order the commits take, each row ends up with an object and each object with a row.
+
+    Every orphan is sent again, by two associations at once, while the sweep makes it known.
+    """
+    uids = [f"1.2.77.{number}" for number in range(20)]
+    for uid in uids:
+        draft(filled, sop=uid)
+    found = fsck.strays(filled)
+    assert len(found.unknown) == len(uids)
+
+    def send_all() -> None:
+        for uid in uids:
+            take_in(filled, sop=uid)
+
+    with filled.vault.writing(), ThreadPoolExecutor() as pool:
+        sending = [pool.submit(send_all) for _ in range(2)]
+        settled = fsck.settle(filled, found, threading.Event())
+        for one in sending:
+            one.result()
+    assert settled.removed + settled.adopted == len(uids)
+    report = fsck.check(filled)
+    assert (report.sound, report.rows, report.verified) == (True, 24, 24)
+    assert len(objects(filled)) == 24
+
+
+def test_what_another_sweep_has_settled_is_passed_over(filled: Store) -> None:
+    draft(filled)
+    writer = filled.vault.new(UID("1.2.3"))
+    writer.write(bytes(400_000))
+    found = fsck.strays(filled)
+    assert fsck.sweep(filled) == fsck.Settled(removed=1, adopted=1)
+    fsck.settle(filled, found, threading.Event())
+    writer.discard()
+    report = fsck.check(filled)
+    assert (report.sound, report.rows) == (True, 5)
+
+
+def test_a_sweep_ends_when_told(filled: Store) -> None:
+    orphan = draft(filled)
+    stop = threading.Event()
+    stop.set()
+    assert fsck.settle(filled, fsck.strays(filled), stop) == fsck.Settled()
+    assert filled.vault.exists(orphan.object_id)
+
+
+def test_an_orphan_on_a_bad_sector_keeps_nothing_from_starting(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (draft(filled) for _ in range(2))
+    ordinary = os.pread
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        if Path(f"/proc/self/fd/{fd}").readlink().name == bad.object_id.hex():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return ordinary(fd, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        assert fsck.sweep(filled) == fsck.Settled(adopted=1, left=1)
+    assert instances.stored_version(filled.db, good.arrival.sop_instance_uid) is not None
+    assert fsck.sweep(filled) == fsck.Settled(adopted=1)
+
+
+def test_on_a_full_disk_orphans_wait_for_room(filled: Store) -> None:
+    studies = [f"1.2.9.{number}" for number in range(40)]  # more than fits into begun pages
+    orphans = [draft(filled, study=study, description="x" * 1000) for study in studies]
+    writer = filled.db._writer
+    pages = writer.pragma("page_count")
+    writer.pragma("max_page_count", pages)
+    settled = fsck.sweep(filled)
+    assert settled.left
+    assert settled.adopted + settled.left == len(orphans)
+    writer.pragma("max_page_count", 100 * pages)
+    assert fsck.sweep(filled) == fsck.Settled(adopted=settled.left)
+    uids = [one.arrival.sop_instance_uid for one in orphans]
+    assert all(instances.stored_version(filled.db, uid) for uid in uids)
 
 
 def test_blanks_of_a_crash_are_swept_and_not_reported(filled: Store) -> None:

@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 
 from edgepacs.errors import Conflict, InvalidValue, NotFound
@@ -53,6 +55,107 @@ def test_an_ae_may_what_it_was_allowed(store: Store) -> None:
     assert peers.known_ae(store.db, AETitle("CT1")) is None
 
 
+class Resolver:
+    """Answers as told, and counts how often it is asked."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+        self.asked = 0
+
+    def __call__(self, _host: str, _port: None, **_: object) -> list[tuple[object, ...]]:
+        self.asked += 1
+        if not self.addresses:
+            raise socket.gaierror
+        return [(0, 0, 0, "", (address, 0)) for address in self.addresses]
+
+
+def test_a_host_name_is_not_asked_for_with_every_association(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver = Resolver("192.0.2.1")
+    now = [1000.0]
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    monkeypatch.setattr(peers, "monotonic", lambda: now[0])
+    monkeypatch.setattr(peers, "_resolved", {})
+    for _ in range(3):
+        assert peers.is_at("ct.example", "192.0.2.1")
+        assert not peers.is_at("ct.example", "192.0.2.2")
+    assert resolver.asked == 1
+    resolver.addresses = ("192.0.2.2",)
+    now[0] += 301
+    assert peers.is_at("ct.example", "192.0.2.2")
+    assert not peers.is_at("ct.example", "192.0.2.1")
+    assert resolver.asked == 2
+
+
+def test_a_resolver_that_is_down_keeps_no_known_caller_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line to it may be the very one that is down."""
+    resolver = Resolver()
+    now = [1000.0]
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    monkeypatch.setattr(peers, "monotonic", lambda: now[0])
+    monkeypatch.setattr(peers, "_resolved", {})
+    assert not peers.is_at("ct.example", "192.0.2.1")
+    resolver.addresses = ("192.0.2.1",)
+    assert peers.is_at("ct.example", "192.0.2.1")  # asked again at once, since it knew nothing
+    resolver.addresses = ()
+    now[0] += 301
+    asked = resolver.asked
+    for _ in range(3):
+        assert peers.is_at("ct.example", "192.0.2.1")
+        assert not peers.is_at("ct.example", "192.0.2.2")
+    assert resolver.asked == asked + 1  # nor does it wait for an answer each time
+
+
+def test_known_host_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", Resolver("192.0.2.1"))
+    monkeypatch.setattr(peers, "_resolved", {})
+    monkeypatch.setattr(peers, "_RESOLVED_KEPT", 10)
+    for number in range(25):
+        assert peers.is_at(f"ct{number}.example", "192.0.2.1")
+    assert len(peers._resolved) <= 10
+
+
+def test_what_an_ae_may_take_is_said_and_stays(store: Store) -> None:
+    add(store)
+    known = peers.known_ae(store.db, AETitle("CT1"))
+    assert known is not None
+    assert (known.max_associations, known.max_object_mib, known.max_object_seconds) == (16, 0, 3600)
+    with store.db.write() as tx:
+        peers.allow(tx, " CT1 ", peers.Allowance(max_associations=2), actor="test")
+        peers.allow(
+            tx, "CT1", peers.Allowance(max_object_mib=100, max_object_seconds=60), actor="test"
+        )
+    add(store, host="192.0.2.9")  # moved to another address: its allowance stays
+    known = peers.known_ae(store.db, AETitle("CT1"))
+    assert known is not None
+    assert known.host == "192.0.2.9"
+    assert (known.max_associations, known.max_object_mib, known.max_object_seconds) == (2, 100, 60)
+    with store.db.read() as tx:
+        rows = tx.rows("SELECT detail FROM audit WHERE act = 'ae allowance' ORDER BY id")
+    assert rows == [("CT1 max_associations=2",), ("CT1 max_object_mib=100 max_object_seconds=60",)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_associations": 0},
+        {"max_associations": 1025},
+        {"max_object_mib": -1},
+        {"max_object_mib": (1 << 20) + 1},
+        {"max_object_seconds": 0},
+        {"max_object_seconds": 86_401},
+    ],
+)
+def test_an_allowance_out_of_range_is_named(store: Store, wrong: dict[str, int]) -> None:
+    add(store)
+    (name,) = wrong
+    with store.db.write() as tx, pytest.raises(InvalidValue, match=name):
+        peers.allow(tx, "CT1", peers.Allowance(**wrong), actor="test")
+    with store.db.write() as tx, pytest.raises(NotFound, match="CT2"):
+        peers.allow(tx, "CT2", peers.Allowance(max_associations=1), actor="test")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -81,8 +184,18 @@ def test_what_no_peer_can_have_is_refused(store: Store, wrong: dict[str, object]
     assert peers.destinations(store.db) == []
 
 
-def refuse(store: Store, title: str, host: str = "192.0.2.9") -> None:
-    peers.note_refused(store.db, calling_ae=title, called_ae="EDGEPACS", host=host, reason="why")
+def refuse(store: Store, title: str, host: str = "192.0.2.9", now: int = 1) -> None:
+    caller = peers.RefusedAE(
+        calling_ae=title,
+        called_ae="EDGEPACS",
+        host=host,
+        reason="why",
+        times=1,
+        first_ms=now,
+        last_ms=now,
+    )
+    with store.db.write() as tx:
+        peers.note_refused(tx, [caller])
 
 
 def test_who_was_refused_is_listed_until_let_in(store: Store) -> None:
@@ -100,10 +213,8 @@ def test_who_was_refused_is_listed_until_let_in(store: Store) -> None:
 
 def test_the_list_of_refused_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "_REFUSED_KEPT", 20)
-    times = iter(range(1, 200))
-    monkeypatch.setattr(peers, "wall_ms", lambda: next(times))
     for number in range(60):
-        refuse(store, f"SCAN{number}")
+        refuse(store, f"SCAN{number}", now=number)
     kept = peers.refused(store.db)
     assert 20 <= len(kept) <= 21
     assert kept[0].calling_ae == "SCAN59"
