@@ -18,6 +18,11 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+def processor_ms() -> int:
+    """Milliseconds this process has had of the processor, whoever else wanted it."""
+    return time.process_time_ns() // 1_000_000
+
+
 def iso(ms: int) -> str:
     """`ms` since the epoch as ISO 8601 in UTC with seconds, e.g. 2026-11-23T11:40:00Z."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

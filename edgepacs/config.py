@@ -76,6 +76,20 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """Compression at rest, without loss, behind the acknowledgement (docs/operations.md).
+
+    `cpu_percent` is of one core, for each worker. `before_ack` is for media so slow that fewer
+    bytes beat less work. `jpeg_xl` adds a transfer syntax that few peers know.
+    """
+
+    workers: int = 0
+    cpu_percent: int = 100
+    before_ack: bool = False
+    jpeg_xl: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One node's configuration. Relative paths are relative to the configuration's folder."""
 
@@ -85,6 +99,7 @@ class Config:
     web: Web
     hl7: Hl7
     keys: Keys
+    compression: Compression
 
     @property
     def data_dir(self) -> Path:
@@ -97,7 +112,14 @@ class Config:
         return self.path.parent / self.keys.file
 
 
-_SECTIONS: dict[str, type] = {"node": Node, "dicom": Dicom, "web": Web, "hl7": Hl7, "keys": Keys}
+_SECTIONS: dict[str, type] = {
+    "node": Node,
+    "dicom": Dicom,
+    "web": Web,
+    "hl7": Hl7,
+    "keys": Keys,
+    "compression": Compression,
+}
 
 
 def load(path: Path) -> Config:
@@ -181,6 +203,7 @@ def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True)
     converter.register_structure_hook(int, _strictly(int, "a whole number"))
     converter.register_structure_hook(str, _strictly(str, "text in quotes"))
+    converter.register_structure_hook(bool, _strictly(bool, "true or false"))
     converter.register_structure_hook(Path, _path)
     converter.register_structure_hook(KeySource, _key_source)
     converter.register_structure_hook_func(lambda kind: kind is AETitle, _title)
@@ -209,6 +232,8 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
         ("dicom", "max_associations", config.dicom.max_associations, 1, 1024),
         ("dicom", "max_object_mib", config.dicom.max_object_mib, 1, 1 << 20),
         ("web", "max_upload_mib", config.web.max_upload_mib, 1, 1 << 20),
+        ("compression", "workers", config.compression.workers, 0, 64),
+        ("compression", "cpu_percent", config.compression.cpu_percent, 1, 100),
     ):
         if not low <= value <= high:
             yield section, key, f"{value} is not between {low} and {high}"
@@ -260,4 +285,10 @@ port = 0                  # 2575 where HL7 is on
 [keys]
 source = "file"           # file | credential
 file = "keys/device.key"  # keep it off the disk that holds data_dir
+
+[compression]             # at rest, without loss; every pixel and every byte comes back
+workers = 0               # processes that compress what has been received; 0 is off
+cpu_percent = 100         # of one core, for each of them
+before_ack = false        # true: before the modality is answered, for slow flash
+jpeg_xl = false           # true: JPEG XL too, where it is smallest; few peers know it
 """

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -18,15 +19,19 @@ from collections.abc import Callable, Mapping
 
 from edgepacs import telemetry
 from edgepacs.config import Config
-from edgepacs.errors import Busy
+from edgepacs.errors import Busy, EdgePacsError, StorageFault
 from edgepacs.store import Store, fsck
-from edgepacs.telemetry import log
+from edgepacs.store.fsck import Strays
+from edgepacs.telemetry import log, place_of
 
 ROLES = ("scp", "forward", "web", "upkeep")
 _GIVE_UP = (77, 78)  # wrong key, wrong configuration: trying again changes nothing
 _LIFELINE = "EDGEPACS_LIFELINE"  # descriptor whose closing means that `serve` is gone
+_READY = "EDGEPACS_READY"  # descriptor whose closing tells `serve` that the role is up, or gone
 _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 15.0
+_FIRST_SECONDS = 10.0  # how long the other roles wait for the receiver
+_LOOK_SECONDS = 0.2
 
 
 # Each process imports its own role alone: a receiver that loads no codecs and no web server is
@@ -36,22 +41,29 @@ _STOP_SECONDS = 15.0
 def _scp(store: Store, stop: threading.Event) -> None:
     from edgepacs.scp.listener import Listener  # noqa: PLC0415
 
-    sweep_if_alone(store)
+    strays = _strays_if_alone(store)  # before anything is written: afterwards nobody could tell
     ready = threading.Event()
     threading.Thread(target=_announce, args=(ready,), daemon=True).start()
     with store.vault.writing():
-        keeper = threading.Thread(target=store.vault.keep_blanks, args=(stop,))
-        keeper.start()
+        behind = [
+            threading.Thread(target=store.vault.keep_blanks, args=(stop,)),
+            threading.Thread(target=_settle, args=(store, strays, stop)),
+        ]
+        for thread in behind:
+            thread.start()
         try:
             Listener(store).run(stop, ready)
         finally:
             stop.set()
-            keeper.join()
+            for thread in behind:
+                thread.join()
 
 
 def _announce(ready: threading.Event) -> None:
     ready.wait()
     telemetry.notify_systemd("READY=1")
+    if told := os.environ.pop(_READY, ""):
+        os.close(int(told))
 
 
 def _forward(store: Store, stop: threading.Event) -> None:
@@ -125,41 +137,61 @@ def _stop_with_parent(stop: threading.Event) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def sweep_if_alone(store: Store) -> None:
-    """Settle the orphans of an earlier crash, unless somebody is writing already."""
+def _strays_if_alone(store: Store) -> Strays:
+    """What an earlier crash has left in the vault; nothing while somebody is writing already."""
     try:
-        settled = fsck.sweep(store)
+        return fsck.strays(store)
     except Busy:
-        return
-    if settled != fsck.Settled():
-        log.info(
-            "objects without a row: %d removed, %d made known, %d set aside",
-            settled.removed,
-            settled.adopted,
-            settled.set_aside,
-        )
+        log.info("objects are being written already: no sweep at this start")
+        return Strays()
+
+
+def _settle(store: Store, strays: Strays, stop: threading.Event) -> None:
+    """Settle the strays beside the listener: a large one takes a while to read."""
+    try:
+        settled = fsck.settle(store, strays, stop)
+    except StorageFault as fault:
+        store.vault.condemn(fault)
+        log.error("the sweep has ended: %s", fault)
+    except EdgePacsError as error:
+        log.warning("the sweep has ended: %s: %s", type(error).__name__, error)
+    except Exception as error:  # noqa: BLE001  what it leaves waits for the next start
+        log.error("the sweep has failed: %s", place_of(error))
+    else:
+        if settled != fsck.Settled():
+            log.info(
+                "objects without a row: %d removed, %d made known, %d set aside, %d left",
+                settled.removed,
+                settled.adopted,
+                settled.set_aside,
+                settled.left,
+            )
 
 
 class _Child:
-    """One role as a child process, started again when it dies."""
+    """One role as a child process, started again when it dies.
 
-    def __init__(self, config: Config, role: str, lifeline: int) -> None:
+    It inherits `told` once, and closes it when it is up.
+    """
+
+    def __init__(self, config: Config, role: str, lifeline: int, told: int | None = None) -> None:
         self.role = role
         self._command = [sys.executable, "-m", "edgepacs", "--config", str(config.path), role]
         self._lifeline = lifeline
-        self.process = self._start()
+        self.process = self._start({} if told is None else {_READY: told})
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, _LIFELINE: str(self._lifeline)}
+    def _start(self, more: Mapping[str, int]) -> subprocess.Popen[bytes]:
+        passed = {_LIFELINE: self._lifeline, **more}
+        environment = {**os.environ, **{name: str(fd) for name, fd in passed.items()}}
         return subprocess.Popen(  # noqa: S603  our own interpreter and module
-            self._command, env=environment, pass_fds=(self._lifeline,)
+            self._command, env=environment, pass_fds=tuple(passed.values())
         )
 
     def exit_code(self) -> int | None:
         return self.process.poll()
 
     def restart(self) -> None:
-        self.process = self._start()
+        self.process = self._start({})
 
 
 def serve(config: Config) -> int:
@@ -168,12 +200,12 @@ def serve(config: Config) -> int:
     Raises EdgePacsError when the node cannot be opened at all.
     """
     _prepare_process("serve")
-    store = Store.open(config)
-    sweep_if_alone(store)
-    store.close()
+    Store.open(config).close()
     stop = _stop_on_signals()
     reading, writing = os.pipe()
-    children = [_Child(config, role, reading) for role in ROLES]
+    first, *others = ROLES
+    children = [_start_first(config, first, reading, stop)]
+    children += [_Child(config, role, reading) for role in others]
     log.info(
         "%s listens on %s port %d; web on http://%s:%d",
         config.node.ae_title,
@@ -188,9 +220,22 @@ def serve(config: Config) -> int:
     return code
 
 
+def _start_first(config: Config, role: str, lifeline: int, stop: threading.Event) -> _Child:
+    """Start the receiver and wait until it is up: the others would keep modalities waiting."""
+    ready, told = os.pipe()
+    child = _Child(config, role, lifeline, told)
+    os.close(told)
+    deadline = time.monotonic() + _FIRST_SECONDS
+    while not stop.is_set() and time.monotonic() < deadline:
+        if select.select([ready], [], [], _LOOK_SECONDS)[0]:
+            break
+    os.close(ready)
+    return child
+
+
 def _watch(children: list[_Child], stop: threading.Event) -> int:
     """Keep all children running; returns when stopped, or when one can never run."""
-    while not stop.wait(0.2):
+    while not stop.wait(_LOOK_SECONDS):
         for child in children:
             code = child.exit_code()
             if code is None:

@@ -236,6 +236,8 @@ def _copied(folder: Path, to: Path) -> Path:
         (("ae", "add", "CT1", "--host", "*", "--port", "0"), 65),
         (("ae", "add", "SEVENTEEN_LETTERS", "--host", "*", "--port", "104"), 65),
         (("ae", "add", "CT1", "--host", "*", "--port", "104", "--allow", "fly"), 65),
+        (("ae", "set", "CT1"), 65),
+        (("ae", "set", "NOBODY", "--max-associations", "1"), 66),
         (("destination", "add", "pacs", "--ae", "P", "--host", "h", "--port", "1"), 65),
         (("destination", "add", "x", "--ae", "P", "--host", "a..b", "--port", "1"), 65),
         (("rule", "add", "--to", "nowhere"), 66),
@@ -391,6 +393,22 @@ def test_rebuild_takes_the_recovery_key(filled: Node) -> None:
 
 
 # -- what is told is done
+
+
+def test_what_an_ae_may_take_is_set_and_listed(node: Node) -> None:
+    at = ("--host", "192.0.2.1", "--port", "104")
+    node.done("ae", "add", "CT1", *at)
+    node.done("ae", "add", "US1", *at, "--max-object-mib", "200")
+    assert "max_object_seconds 60" in node.done("ae", "set", "CT1", "--max-object-seconds", "60")
+    node.done("ae", "set", "CT1", "--max-associations", "2")
+    node.done("ae", "add", "CT1", *at, "--allow", "echo")  # what it may take stays
+    columns = ("title", "services", "max_associations", "max_object_mib", "max_object_seconds")
+    assert [tuple(row[name] for name in columns) for row in node.data("ae", "list")] == [
+        ("CT1", "echo", 2, 0, 60),
+        ("US1", "echo store", 16, 200, 3600),
+    ]
+    refused = node("ae", "set", "CT1", "--max-associations", "0", "--json")
+    assert (refused.code, "max_associations" in refused.err) == (65, True)
 
 
 def test_aes_destinations_rules_and_users_are_kept(node: Node) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import sender
+from harness.fault import Failpoint
+from harness.part10 import EXPLICIT_LE, Part10
 from harness.waiting import free_port, stays, until
-from store.making import draft, node_in, objects, opened_store
+from store.making import draft, node_in, objects, small
 
 from edgepacs import config, roles
-from edgepacs.store import Store, fsck, peers
+from edgepacs.store import Store, fsck, instances, opened, peers
+from edgepacs.store.instances import Draft
 
 
 @pytest.fixture
@@ -143,17 +146,67 @@ def test_a_wrong_key_ends_it_at_once(node: config.Config, role: str) -> None:
         assert ends(process) == 77
 
 
-def test_orphans_are_settled_at_start_unless_somebody_writes(tmp_path: Path) -> None:
-    with opened_store(tmp_path / "node") as store:
-        broken = draft(store)
-        name = broken.object_id.hex()
-        (store.paths.objects / name[:2] / name).write_bytes(b"never finished")
-        with store.vault.writing():
-            roles.sweep_if_alone(store)
-            assert len(objects(store)) == 1
-        roles.sweep_if_alone(store)
-        assert objects(store) == []
-        assert fsck.check(store).sound
+@pytest.fixture
+def orphan(node: config.Config) -> Iterator[Draft]:
+    """A whole object without a row in the stopped node, of a caller the harness may pose as."""
+    store = Store.open(node)
+    yield draft(store, source="HARNESS")
+    store.close()
+
+
+def sent_again(node: config.Config, one: Draft) -> sender.Answer:
+    """The answer to the same instance, other bytes under its UID, sent anew."""
+    uid = str(one.arrival.sop_instance_uid)
+    part = Part10(
+        path=None,
+        sop_class=str(one.arrival.sop_class_uid),
+        sop_instance=uid,
+        transfer_syntax=EXPLICIT_LE,
+        modality="CT",
+        data=small(sop=uid),
+    )
+    (answer,) = sender.send([part], node.dicom.port)
+    return answer
+
+
+def test_a_receiver_answers_while_it_sweeps_and_ends_up_with_one_copy(
+    node: config.Config, tmp_path: Path, orphan: Draft
+) -> None:
+    point = Failpoint("sweep.synced", tmp_path / "point")
+    with running(node, "scp", **point.env()) as process:
+        point.reached()
+        until(lambda: listens(node.dicom.port), "it listens")
+        assert sender.echo(node.dicom.port)
+        assert sent_again(node, orphan).status == 0
+        point.release()
+        until(lambda: len(filled(node)) == 1, "one of the two objects is left")
+        process.send_signal(signal.SIGTERM)
+        assert ends(process) == 0
+    with opened(node) as store:
+        report = fsck.check(store)
+        assert (report.sound, report.rows, report.verified) == (True, 1, 1)
+        assert objects(store) == filled(node)
+
+
+def filled(node: config.Config) -> list[Path]:
+    """The objects with bytes in them."""
+    return sorted(p for p in node.data_dir.glob("objects/??/*") if p.stat().st_size)
+
+
+@pytest.mark.parametrize("role", ["scp", "serve"])
+def test_orphans_are_made_known_at_start_once_nobody_else_writes(
+    node: config.Config, orphan: Draft, role: str
+) -> None:
+    with opened(node) as store:
+        uid = orphan.arrival.sop_instance_uid
+        with store.vault.writing(), running(node, role):
+            until(lambda: listens(node.dicom.port), "it listens")
+            stays(
+                lambda: instances.stored_version(store.db, uid) is None, "left alone", seconds=0.3
+            )
+        with running(node, role):
+            until(lambda: instances.stored_version(store.db, uid), "it is known")
+        assert len(filled(node)) == 1
 
 
 def test_two_receivers_do_not_share_a_port(node: config.Config) -> None:

@@ -8,11 +8,18 @@ from typing import NoReturn
 
 import click
 
-from edgepacs.cli import node, peers, queue, studies, users  # each adds its commands
+from edgepacs.cli import (  # each adds its commands
+    compression,
+    node,
+    peers,
+    queue,
+    studies,
+    users,
+)
 from edgepacs.cli.session import cli
 from edgepacs.errors import EdgePacsError, StorageFault
 
-__all__ = ["cli", "main", "node", "peers", "queue", "studies", "users"]
+__all__ = ["cli", "compression", "main", "node", "peers", "queue", "studies", "users"]
 
 
 def main() -> NoReturn:

@@ -64,27 +64,40 @@ class Intake:
 
     def _seal(self) -> Draft:
         try:
-            attributes, pixel_offset = self._scanner.finish(self._arrival)
-            draft = Draft(
-                arrival=self._arrival,
-                attributes=attributes,
-                object_id=self._writer.object_id,
-                byte_length=self._writer.length,
-                sealed_length=0,
-                received_digest=self._writer.fingerprint,
-                pixel_offset=pixel_offset,
-                received_ms=wall_ms(),
-            )
-            key_id, key = self._store.keystore.ensure_study_key(attributes.study_instance_uid)
+            draft = self._draft()
+            study = draft.attributes.study_instance_uid
+            key_id, key = self._store.keystore.ensure_study_key(study)
             size = self._writer.finish(key_id, key, draft.trailer())
             return replace(draft, sealed_length=size)
         except BaseException:
             self.discard()
             raise
 
+    def _draft(self) -> Draft:
+        attributes, pixel_offset = self._scanner.finish(self._arrival)
+        return Draft(
+            arrival=self._arrival,
+            attributes=attributes,
+            object_id=self._writer.object_id,
+            byte_length=self._writer.length,
+            sealed_length=0,
+            received_digest=self._writer.fingerprint,
+            pixel_offset=pixel_offset,
+            received_ms=wall_ms(),
+        )
+
     def discard(self) -> None:
         """Give it up; nothing of it stays on the disk."""
         self._writer.discard()
+
+
+def _intake(store: Store, arrival: Arrival) -> Intake:
+    if not store.config.compression.before_ack:
+        return Intake(store, arrival)
+    # Only who asks for it loads the codecs: a receiver without them is half as large.
+    from edgepacs.custody.early import EarlyIntake  # noqa: PLC0415
+
+    return EarlyIntake(store, arrival)
 
 
 def receive(store: Store, arrival: Arrival, fragments: Iterable[bytes | memoryview]) -> Receipt:
@@ -93,7 +106,7 @@ def receive(store: Store, arrival: Arrival, fragments: Iterable[bytes | memoryvi
     The caller holds `Vault.writing`.
     """
     try:
-        intake = Intake(store, arrival)
+        intake = _intake(store, arrival)
         try:
             for fragment in fragments:
                 intake.write(fragment)

@@ -12,19 +12,23 @@ from edgepacs.clock import monotonic, wall_ms
 from edgepacs.dimse import Association, AssociationAborted, NoContextAccepted
 from edgepacs.errors import EdgePacsError, PeerError, PeerUnreachable
 from edgepacs.forward import transport
-from edgepacs.forward.transport import Verdict
+from edgepacs.forward.batch import Batch, Parcel, Verdict
+from edgepacs.forward.workshop import Workshop
 from edgepacs.model import DeliveryState, LinkState
 from edgepacs.store import Store, deliveries, peers
 from edgepacs.store.deliveries import Claim
 from edgepacs.store.peers import Destination, Errand
+from edgepacs.store.renditions import Renditions
 from edgepacs.telemetry import Doorbell, failpoint, log, place_of
 
-BATCH = 100  # deliveries claimed at a time; also bounds the presentation contexts
+BATCH = 100  # deliveries claimed at a time; fewer than presentation contexts (PS3.8 9.3.2.2)
 BREAK_SECONDS = 1.0  # how soon a line that broke under way is probed: it may be back at once
 PROBE_SECONDS = 4.0  # how soon the return of a line is noticed
 REFUSED_SECONDS = 60.0  # how often one that rejects the association is tried again
 ERRAND_SECONDS = 1.0  # how soon a new destination or errand is seen without a ring
 GRACE_SECONDS = 5.0
+LINGER_SECONDS = 2.0  # how long an association is kept open for what is being converted
+FRUITLESS = 3  # associations in which nothing was settled, until it is tried again later
 IDLE_SECONDS = 30.0  # how often the table is looked at without a ring
 FREE_BREAKS = 3  # broken lines an instance is not made to wait for
 RETRY_FIRST_MS = 15_000
@@ -48,6 +52,7 @@ class Courier:
         self._link = destination.link
         self._not_before = 0.0  # monotonic seconds; while the link is down or refuses
         self._disturbed = False  # a fault may have left claims behind
+        self._workshop = Workshop(store)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -67,6 +72,7 @@ class Courier:
     def end(self) -> None:
         """Stop after the instance being sent."""
         self._stop.set()
+        self._workshop.stop()
         self._bell.set()
 
     def join(self, seconds: float) -> None:
@@ -85,6 +91,7 @@ class Courier:
                 wait, self._disturbed = IDLE_SECONDS, True
             self._bell.wait(wait)
             self._bell.clear()
+        self._workshop.close()
 
     def _round(self) -> float:
         """Do what can be done now; how many seconds to wait then."""
@@ -96,6 +103,7 @@ class Courier:
             return pause
         due = deliveries.next_due_ms(self._store.db, self.destination.id)
         if due is None:
+            self._workshop.rest()
             return IDLE_SECONDS
         if due > wall_ms():
             return min((due - wall_ms()) / 1000, IDLE_SECONDS)
@@ -126,36 +134,76 @@ class Courier:
         peers.set_link(self._store.db, self.destination.id, link, words)
 
     def _send(self, claims: Sequence[Claim]) -> None:
-        waiting = list(claims)
-        words = "its association ended before its turn"
+        batch = Batch(self._store, self.destination.id, claims, self._workshop)
+        words, fruitless = "its association ended before its turn", 0
         try:
-            with transport.open_association(self._store, self.destination, waiting) as association:
-                # An object that cannot be read aborts its association; the rest gets a new one.
-                while waiting and association.is_open and not self._stop.is_set():
-                    self._send_one(association, waiting.pop(0))
-        except NoContextAccepted as error:
-            while waiting:
-                self._finish(waiting.pop(0), Verdict(DeliveryState.FAILED, str(error)))
+            # An object that cannot be read aborts its association; the rest gets a new one.
+            while batch.waiting and not self._stop.is_set() and fruitless < FRUITLESS:
+                waiting = len(batch.waiting)
+                self._carry(batch)
+                fruitless = fruitless + 1 if len(batch.waiting) == waiting else 0
+            if fruitless == FRUITLESS:
+                self._not_before = monotonic() + REFUSED_SECONDS
+                words = "the destination accepts another thing each time it is asked"
         except PeerError as error:
             self._note_broken(error)
             if isinstance(error, PeerUnreachable):
                 self._not_before = monotonic() + BREAK_SECONDS
             words = f"the line broke before its turn: {error}"
         finally:
-            deliveries.give_back(self._store.db, [claim.id for claim in waiting], result=words)
+            waiting_ids = [claim.id for claim in batch.waiting]
+            deliveries.give_back(self._store.db, waiting_ids, result=words)
 
-    def _send_one(self, association: Association, claim: Claim) -> None:
+    def _carry(self, batch: Batch) -> None:
+        """Send in one association what can go; what has to be converted is, before anybody dials.
+
+        Raises PeerError.
+        """
+        batch.await_first()
+        self._settle(batch)
+        if not batch.waiting or self._stop.is_set():
+            return
+        proposed = batch.proposals()
+        try:
+            association = transport.open_association(self._store, self.destination, proposed)
+        except NoContextAccepted:
+            batch.learn(proposed, None)
+            self._settle(batch)
+            return
+        try:
+            with association:
+                batch.learn(proposed, association)
+                self._settle(batch)
+                while association.is_open and not self._stop.is_set():
+                    parcel = batch.next(LINGER_SECONDS)
+                    self._settle(batch)
+                    if parcel is None:
+                        break
+                    self._send_one(association, parcel)
+                    batch.done_with(parcel.claim)
+        finally:
+            batch.closed()
+
+    def _settle(self, batch: Batch) -> None:
+        for claim, verdict in batch.settled():
+            self._finish(claim, verdict)
+
+    def _send_one(self, association: Association, parcel: Parcel) -> None:
+        claim = parcel.claim
         if not deliveries.may_leave(self._store.db, claim):
             deliveries.give_back(self._store.db, [claim.id], result="stopped before its turn")
             return
         try:
-            verdict = transport.send(self._store, association, claim)
+            verdict = transport.send(self._store, association, parcel)
         except PeerError as error:
             verdict = Verdict(DeliveryState.QUEUED, f"the line broke: {error}")
             # The line is not the instance's fault, unless it happens again and again.
             hurry = claim.attempts <= FREE_BREAKS and not isinstance(error, AssociationAborted)
             self._finish(claim, verdict, at_once=hurry)
             raise
+        if verdict is None:
+            deliveries.give_back(self._store.db, [claim.id], result="rewritten before its turn")
+            return
         failpoint("forward.sent")
         self._finish(claim, verdict)
 
@@ -163,7 +211,12 @@ class Courier:
         again = verdict.state is DeliveryState.QUEUED and not at_once
         next_ms = wall_ms() + retry_delay_ms(claim.attempts) if again else 0
         deliveries.finish(
-            self._store.db, claim.id, verdict.state, result=verdict.words, next_ms=next_ms
+            self._store.db,
+            claim.id,
+            verdict.state,
+            result=verdict.words,
+            next_ms=next_ms,
+            proof=verdict.proof,
         )
 
 
@@ -177,6 +230,7 @@ class Sender:
 
     def run(self, stop: threading.Event) -> None:
         """Forward until `stop`."""
+        Renditions(self._store).clear()
         broken_off = deliveries.recover(self._store.db)
         if broken_off:
             log.info("%d deliveries were broken off and are queued again", broken_off)

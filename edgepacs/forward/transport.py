@@ -1,41 +1,33 @@
 """The DIMSE transport: one association that carries a batch of deliveries to one destination."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
-from edgepacs.custody import readout
+from edgepacs.custody.outgoing import outgoing
 from edgepacs.dimse import Association, Limits, NoContextAccepted, ProposedContext, request
 from edgepacs.dimse.contexts import VERIFICATION
 from edgepacs.dimse.status import lookup
 from edgepacs.errors import EdgePacsError, NotFound, PeerError, Tampered
+from edgepacs.forward.batch import Pair, Parcel, Verdict
 from edgepacs.model import UID, DeliveryState
+from edgepacs.pixels.syntaxes import syntax
 from edgepacs.store import Store, deliveries, instances
-from edgepacs.store.deliveries import Claim
+from edgepacs.store.deliveries import LOSSY_RESPONSE, RESPONSE, Claim
 from edgepacs.store.peers import Destination
 
 IMPLICIT_VR_LE = "1.2.840.10008.1.2"
 CONNECT_SECONDS = 10.0
-CONTEXTS_MAX = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
 _LIMITS = Limits()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of one attempt, in words a technologist understands."""
-
-    state: DeliveryState
-    words: str
-
-
 def open_association(
-    store: Store, destination: Destination, claims: Sequence[Claim]
+    store: Store, destination: Destination, proposed: Sequence[Pair]
 ) -> Association:
-    """An association with one presentation context per SOP class and transfer syntax of `claims`.
+    """An association with one presentation context per pair of SOP class and transfer syntax.
 
+    Several transfer syntaxes in one context would leave the choice to the peer (PS3.8 9.3.3.2).
     Raises PeerUnreachable, PeerRefused.
     """
-    wanted = dict.fromkeys((claim.sop_class_uid, claim.transfer_syntax_uid) for claim in claims)
-    return _request(store, destination, wanted)
+    return _request(store, destination, proposed)
 
 
 def echo(store: Store, destination: Destination) -> None:
@@ -67,39 +59,63 @@ def _request(
     )
 
 
-def send(store: Store, association: Association, claim: Claim) -> Verdict:
-    """Send one claimed instance out of its sealed object, in constant memory (PS3.4 B.2.3).
+def send(store: Store, association: Association, parcel: Parcel) -> Verdict | None:
+    """Send one claimed instance, in constant memory (PS3.4 B.2.3); None where it cannot go now.
 
-    Raises PeerError when the association broke before the destination answered.
+    That is so when it was rewritten at rest since it was claimed, into a transfer syntax that
+    was not proposed. Raises PeerError when the association broke before the destination answered.
     """
-    context = association.accepted(claim.sop_class_uid, claim.transfer_syntax_uid)
-    if context is None:
-        return Verdict(
-            DeliveryState.FAILED,
-            "the destination accepts no presentation context for this SOP class and transfer "
-            "syntax",
-        )
+    claim = parcel.claim
     try:
-        with readout.sealed(store, instances.instance(store.db, claim.instance)) as data_set:
-            response = association.store(
-                context, claim.sop_class_uid, claim.sop_instance_uid, data_set.chunks()
-            )
+        found = _data_set(store, association, parcel)
+        if found is None:
+            return None
+        uid, sop, pieces = found
+        context = association.accepted(claim.sop_class_uid, uid)
+        assert context is not None
+        response = association.store(context, claim.sop_class_uid, sop, pieces)
     except PeerError:
         raise
-    except Tampered as error:
-        return Verdict(DeliveryState.FAILED, f"{deliveries.NOT_SENT}{error}")
-    except NotFound as error:
+    except (Tampered, NotFound) as error:
         return Verdict(DeliveryState.FAILED, f"{deliveries.NOT_SENT}{error}")
     except EdgePacsError as error:
         return Verdict(DeliveryState.QUEUED, f"{deliveries.NOT_SENT}{error}")
-    return _judged(response.status, response.comment)
+    proof = RESPONSE if sop == claim.sop_instance_uid else LOSSY_RESPONSE
+    return _judged(response.status, response.comment, _sent_as(claim, uid), proof)
 
 
-def _judged(code: int, comment: str) -> Verdict:
+def _data_set(
+    store: Store, association: Association, parcel: Parcel
+) -> tuple[UID, UID, Iterator[bytes]] | None:
+    """Transfer syntax, SOP Instance UID and bytes of what is to be sent.
+
+    What was compressed at rest since it was claimed still goes as it was received.
+    """
+    if prepared := parcel.prepared:
+        return prepared.transfer_syntax_uid, prepared.sop_instance_uid, prepared.pieces()
+    row = instances.instance(store.db, parcel.claim.instance)
+    possible = {
+        one
+        for one in (row.transfer_syntax_uid, row.received_syntax_uid)
+        if association.accepted(row.sop_class_uid, one) is not None
+    }
+    if not possible:
+        return None
+    going = outgoing(store, row, possible)
+    return going.transfer_syntax_uid, going.sop_instance_uid, going.chunks
+
+
+def _sent_as(claim: Claim, uid: UID) -> str:
+    """How it was sent, where it was not as it is stored."""
+    row = syntax(uid)
+    return f", sent as {row.name}" if row and uid != claim.transfer_syntax_uid else ""
+
+
+def _judged(code: int, comment: str, manner: str, proof: str) -> Verdict:
     """A C-STORE status as a verdict: passing failures are tried again, permanent ones are not."""
     status = lookup(code)
     said = f" ({comment})" if comment else ""
     if status.stored:
-        return Verdict(DeliveryState.SENT, f"{status.meaning} ({code:04X})")
-    words = f"the destination answered {code:04X}, {status.meaning}{said}"
+        return Verdict(DeliveryState.SENT, f"{status.meaning} ({code:04X}){manner}", proof)
+    words = f"the destination answered {code:04X}, {status.meaning}{said}{manner}"
     return Verdict(DeliveryState.QUEUED if status.passing else DeliveryState.FAILED, words)

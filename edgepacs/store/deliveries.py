@@ -29,6 +29,8 @@ from edgepacs.store import audit, rules
 from edgepacs.store.db import Database, Transaction
 
 NOT_SENT = "not sent: "  # how the last error begins where our own copy could not be read
+RESPONSE = "response"  # the proof that a destination answered success
+LOSSY_RESPONSE = "response for a lossy copy"  # never a proof that the instance itself has arrived
 STAT = 100  # the priority of what a person sends at once
 
 # Nothing of a study somebody stopped leaves, by whatever way it would come back into the queue.
@@ -345,6 +347,8 @@ class Claim:
     sop_class_uid: UID
     sop_instance_uid: UID
     transfer_syntax_uid: UID
+    received_syntax_uid: UID
+    frames: int
     byte_length: int
 
 
@@ -358,8 +362,8 @@ def claim(db: Database, destination: int, most: int) -> list[Claim]:
         claims = tx.records(
             Claim,
             "SELECT delivery.id, attempts + 1 AS attempts, instance.id AS instance, object_id, "
-            "sop_class_uid, sop_instance_uid, transfer_syntax_uid, byte_length "
-            "FROM delivery JOIN instance ON instance.id = delivery.subject "
+            "sop_class_uid, sop_instance_uid, transfer_syntax_uid, received_syntax_uid, frames, "
+            "byte_length FROM delivery JOIN instance ON instance.id = delivery.subject "
             "WHERE delivery.state = 'queued' AND destination = ? AND kind = 'instance' "
             "AND next_ms <= ? AND instance.state = 'stored' "
             "ORDER BY delivery.priority DESC, delivery.id LIMIT ?",
@@ -380,10 +384,21 @@ def claim(db: Database, destination: int, most: int) -> list[Claim]:
         return claims
 
 
-def finish(db: Database, number: int, new: DeliveryState, *, result: str, next_ms: int = 0) -> None:
-    """Record how an attempt ended; `result` in words a technologist understands."""
+def finish(
+    db: Database,
+    number: int,
+    new: DeliveryState,
+    *,
+    result: str,
+    next_ms: int = 0,
+    proof: str = RESPONSE,
+) -> None:
+    """Record how an attempt ended; `result` in words a technologist understands.
+
+    `proof` is what there is of its arrival, where it did arrive.
+    """
     error = "" if new is DeliveryState.SENT else result
-    proof = "response" if new is DeliveryState.SENT else ""
+    proof = proof if new is DeliveryState.SENT else ""
     with db.write() as tx:
         tx.run(
             "UPDATE attempt SET ended_ms = ?, result = ? WHERE delivery = ? AND ended_ms IS NULL",

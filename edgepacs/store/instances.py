@@ -213,6 +213,12 @@ def stored_version(db: Database, sop_instance_uid: UID) -> Instance | None:
         return next(iter(tx.records(Instance, sql, sop_instance_uid)), None)
 
 
+def newest(db: Database) -> int:
+    """The number of the instance that arrived last; 0 for none."""
+    with db.read() as tx:
+        return tx.number("SELECT MAX(id) FROM instance")
+
+
 def standing(db: Database, draft: Draft) -> ObjectId | None:
     """The object of the version that was received as the same bytes as `draft`, if there is one."""
     with db.read() as tx:

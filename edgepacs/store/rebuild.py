@@ -69,7 +69,8 @@ def _drafts(vault: Vault, result: Rebuilt) -> list[Draft]:
             drafts.append(_draft(vault, object_id))
         except EdgePacsError as error:
             result.unreadable[object_id.hex()] = str(error)
-    return sorted(drafts, key=lambda draft: (draft.received_ms, draft.object_id))
+    # Of an instance that a crash has left twice, what was received comes last, and so stands.
+    return sorted(drafts, key=lambda one: (one.received_ms, one.at_rest is None, one.object_id))
 
 
 def _draft(vault: Vault, object_id: ObjectId) -> Draft:

@@ -247,16 +247,24 @@ class Vault:
         sync_directory(root)
         sync_directory(root.parent)
 
-    def new(self, sop_instance_uid: UID) -> ObjectWriter:
-        """Begin a new object; raises NoRoom below the reserve."""
+    def new(self, sop_instance_uid: UID, object_id: ObjectId | None = None) -> ObjectWriter:
+        """Begin a new object; raises NoRoom below the reserve.
+
+        `object_id` is given (`new_object_id`) where another process must be able to remove what
+        this one leaves when it dies.
+        """
         self.require_sound()
         self.require_room()
+        if object_id is not None:
+            return ObjectWriter(
+                self._blank(object_id, named=False), sop_instance_uid, self._benches
+            )
         try:
             blank = self._blanks.popleft()
             if len(self._blanks) <= _BLANKS_LOW:
                 self._blank_used.set()
         except IndexError:
-            blank = self._blank(secrets.token_bytes(16), named=False)
+            blank = self._blank(new_object_id(), named=False)
         return ObjectWriter(blank, sop_instance_uid, self._benches)
 
     def _blank(self, object_id: bytes, *, named: bool) -> Blank:
@@ -411,6 +419,11 @@ class Vault:
     def _path(self, object_id: ObjectId) -> Path:
         name = object_id.hex()
         return self._root / name[:2] / name
+
+
+def new_object_id() -> ObjectId:
+    """An object id nobody else has."""
+    return ObjectId(secrets.token_bytes(16))
 
 
 def _is_object(entry: os.DirEntry[str]) -> bool:

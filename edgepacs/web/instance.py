@@ -7,12 +7,12 @@ from itertools import chain, islice
 from flask import Blueprint, Response, jsonify, render_template, request
 from werkzeug.datastructures import MultiDict
 
-from edgepacs.custody import readout
+from edgepacs.custody import outgoing, readout
 from edgepacs.errors import InvalidValue
-from edgepacs.model import InstanceId, Role
+from edgepacs.model import InstanceId, Role, uid
 from edgepacs.store import deliveries, instances
 from edgepacs.store.instances import Instance
-from edgepacs.web import gate
+from edgepacs.web import compression, gate
 from edgepacs.web.wording import visible
 
 blueprint = Blueprint("instance", __name__)
@@ -81,6 +81,7 @@ def attributes(number: InstanceId) -> str:
         instance=one,
         lines=readout.attribute_lines(store, one),
         deliveries=deliveries.of_instance(store.db, number),
+        standing=compression.of_instance(store.db, number),
     )
 
 
@@ -89,10 +90,12 @@ def attributes(number: InstanceId) -> str:
 def file(number: InstanceId) -> Response:
     """The instance as a DICOM file (PS3.10). Bytes that fail their check end it early, unfinished.
 
+    It comes as it was received, or in the best of the transfer syntaxes `transfer-syntax` names.
     The head and the first bytes are read before the answer begins, so that an object that does
     not open is answered as an error.
     """
-    content = readout.part10(gate.store(), _instance(number))
+    accepted = [uid(one, "transfer-syntax") for one in request.args.getlist("transfer-syntax")]
+    content = outgoing.part10(gate.store(), _instance(number), accepted)
     begun = list(islice(content, 2))
     response = Response(chain(begun, content), mimetype="application/dicom")
     response.headers["Content-Disposition"] = f'attachment; filename="instance-{number}.dcm"'

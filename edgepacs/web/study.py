@@ -10,13 +10,14 @@ from flask import url_for as url
 from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.errors import InvalidValue
-from edgepacs.model import InstanceId, InstanceState, Role, StudyId, StudyState
+from edgepacs.model import InstanceId, InstanceState, Role, SeriesId, StudyId, StudyState
 from edgepacs.store import audit, deliveries, disposal, fingerprint, instances, peers, studies
 from edgepacs.store.audit import AuditRecord
 from edgepacs.store.instances import Instance
 from edgepacs.store.peers import Destination
 from edgepacs.store.studies import Series, Study
-from edgepacs.web import gate
+from edgepacs.web import compression, gate
+from edgepacs.web.compression import Standing
 from edgepacs.web.progress import Way, ways
 
 blueprint = Blueprint("study", __name__)
@@ -55,12 +56,16 @@ class Panel:
     versions: list[Version]
     comparing: int
     history: Sequence[AuditRecord]
+    series: dict[SeriesId, Series]
+    standing: list[Standing]
+    whole: Standing
 
 
 def _panel(number: StudyId) -> Panel:
     db = gate.store().db
     progress = deliveries.progress_of_studies(db, [number])[number]
     waiting = instances.waiting(db, InstanceState.QUARANTINED, number)
+    standing = compression.of_study(db, number)
     return Panel(
         study=studies.study(db, number),
         ways=ways(progress),
@@ -71,6 +76,9 @@ def _panel(number: StudyId) -> Panel:
         ],
         comparing=len(instances.waiting(db, InstanceState.COMPARING, number)),
         history=audit.of_subject(db, "study", number)[: -_HISTORY - 1 : -1],
+        series={one.id: one for one in studies.series_of(db, number)},
+        standing=standing,
+        whole=compression.whole(standing),
     )
 
 
@@ -115,10 +123,17 @@ def strip(number: StudyId) -> str:
 def as_json(number: StudyId) -> Response:
     """The study with its series, instances, deliveries and history, for scripts and the viewer."""
     panel = _panel(number)
+    standing = compression.for_scripts(gate.store().db, number)
     return jsonify(
         **asdict(panel.study),
         series=[
-            {**asdict(card.series), "instances": [_instance_json(one) for one in card.instances]}
+            {
+                **asdict(card.series),
+                "instances": [
+                    {**_instance_json(one), "compression": standing.get(one.id)}
+                    for one in card.instances
+                ],
+            }
             for card in _cards(number)
         ],
         quarantined=[_instance_json(version.new) for version in panel.versions],
@@ -133,6 +148,7 @@ def _instance_json(one: Instance) -> dict[str, Any]:
     row = asdict(one)
     del row["object_id"]  # names a file of ours and nothing else
     row["received_digest"] = fingerprint.words(one.received_digest)
+    row["native_digest"] = one.native_digest and fingerprint.words(one.native_digest)
     return row
 
 

@@ -7,7 +7,7 @@ from edgepacs import __version__
 from edgepacs.errors import EdgePacsError, InvalidValue
 from edgepacs.model import Role, Service
 from edgepacs.store import peers, rules, studies, users
-from edgepacs.web import gate
+from edgepacs.web import compression, gate
 
 blueprint = Blueprint("system", __name__)
 _STANDARD_PORT = 104  # where a caller that was refused is taken to listen (PS3.8 9.1)
@@ -39,6 +39,7 @@ def _page(*, user: str = "", secret: str = "") -> str:
         config=store.config,
         counts=studies.counts(store.db),
         free=store.vault.free_bytes(),
+        standing=compression.of_all(store.db),
         destinations=peers.destinations(store.db),
         aes=peers.known_aes(store.db),
         refused=peers.refused(store.db)[:50],

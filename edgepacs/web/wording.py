@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from edgepacs.clock import iso
 from edgepacs.model import (
+    CompressionState,
     DeliveryState,
     HoldReason,
     InstanceState,
@@ -162,6 +163,10 @@ _LABELS: dict[State, str] = {
     DeliveryState.CONFIRMED_BY_QUERY: "Confirmed by query",
     InstanceState.COMPARING: "Being compared",
     InstanceState.QUARANTINED: "Different content",
+    CompressionState.WAITING: "Waits for a worker",
+    CompressionState.COMPRESSING: "Being compressed",
+    CompressionState.NATIVE: "Kept as received",
+    CompressionState.FAILED: "Kept as received after failures",
     Role.ADMIN: "Administrator",
 }
 _FLAGS = {

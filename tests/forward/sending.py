@@ -13,6 +13,7 @@ from edgepacs.dimse import (
     AssociateRequest,
     Association,
     ContextAnswer,
+    ContextResult,
     Limits,
     Message,
     Peer,
@@ -20,7 +21,7 @@ from edgepacs.dimse import (
     Rejection,
     accept,
 )
-from edgepacs.dimse.contexts import storage_answer
+from edgepacs.dimse.contexts import VERIFICATION, storage_answer
 from edgepacs.forward.sender import Sender
 from edgepacs.store import Store
 
@@ -43,6 +44,18 @@ def forwarding(store: Store) -> Iterator[Sender]:
 
 def to(store: Store, scp: "RecordingSCP | Odd", name: str = "pacs") -> int:
     return add_destination(store, name, name.upper(), scp.port)
+
+
+def accepting(*syntaxes: str) -> Callable[[ProposedContext], ContextAnswer]:
+    """An SCP that takes every storage SOP class, in these transfer syntaxes alone."""
+
+    def answer(proposed: ProposedContext) -> ContextAnswer:
+        assert proposed.abstract_syntax == VERIFICATION or len(proposed.transfer_syntaxes) == 1
+        if proposed.abstract_syntax == VERIFICATION or proposed.transfer_syntaxes[0] in syntaxes:
+            return storage_answer(proposed)
+        return ContextAnswer(result=ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED)
+
+    return answer
 
 
 Answer = Callable[[Association, Message, bytes], None]
@@ -72,6 +85,9 @@ class Odd:
 
     def context(self, proposed: ProposedContext) -> ContextAnswer:
         return self._context(proposed)
+
+    def limits(self, node: Limits) -> Limits:
+        return node
 
     def __enter__(self) -> Self:
         return self

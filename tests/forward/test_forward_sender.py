@@ -1,13 +1,12 @@
 import socket
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from forward.sending import Odd, forwarding, to
+from forward.sending import Odd, accepting, forwarding, to
 from harness.corpus import sample
 from harness.fault import flip_bit
-from harness.made import ct, instance
+from harness.made import ct
 from harness.recorder import RecordingSCP
 from harness.waiting import free_port, stays, until
 from store.making import (
@@ -27,7 +26,7 @@ from edgepacs.errors import EdgePacsError
 from edgepacs.forward import sender as module
 from edgepacs.forward import transport
 from edgepacs.forward.sender import Courier, echo_in_words, retry_delay_ms
-from edgepacs.model import DeliveryState, LinkState, StudyState
+from edgepacs.model import DeliveryState, InstanceId, LinkState, StudyState
 from edgepacs.store import Store, deliveries, instances, peers, studies
 
 
@@ -185,38 +184,18 @@ def _take(association: Association, message: Message, _data: bytes) -> None:
     association.respond(message, 0)
 
 
-def _only(syntax: str) -> Callable[[ProposedContext], ContextAnswer]:
-    def answer(proposed: ProposedContext) -> ContextAnswer:
-        if proposed.abstract_syntax == VERIFICATION or syntax in proposed.transfer_syntaxes:
-            return storage_answer(proposed)
-        return ContextAnswer(result=ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED)
-
-    return answer
-
-
-def test_what_has_no_context_fails_and_blocks_nothing(store: Store) -> None:
-    implicit = "1.2.840.10008.1.2"
-    with Odd(_take, context=_only(implicit)) as scp:
-        to(store, scp)
-        take_in(store)  # explicit
-        part = ct().dataset()
-        take_in_part(store, instance(part, implicit))
-        take_in(store)
-        with forwarding(store):
-            done(store, "failed", "sent", "failed")
-    assert scp.requests == [str(part.SOPInstanceUID)]
-    error = deliveries.of_instance(store.db, InstanceId(1))
-    assert "presentation context" in error[0].last_error
-
-
 def test_where_no_context_at_all_is_accepted_each_fails(store: Store) -> None:
-    with Odd(_take, context=_only("1.2.3")) as scp:
+    with Odd(_take, context=accepting("1.2.3")) as scp:
         to(store, scp)
         for _ in range(3):
             take_in(store)
         with forwarding(store):
             done(store, "failed", "failed", "failed")
     assert scp.requests == []
+    error = deliveries.of_instance(store.db, InstanceId(1))[0].last_error
+    assert error == (
+        "the destination does not accept CT Image Storage, in whatever transfer syntax"
+    )
 
 
 @pytest.mark.parametrize("way", ["abort", "reset"])

@@ -86,6 +86,12 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as got:
             return json.load(got)
 
+    def file(self, identifier: str) -> bytes:
+        """One instance as a DICOM file, as it holds it."""
+        url = f"http://127.0.0.1:{self.http_port}/instances/{identifier}/file"
+        with urllib.request.urlopen(url, timeout=10) as got:
+            return bytes(got.read())
+
     def held(self) -> dict[str, dict[str, str]]:
         """What it holds: by SOP Instance UID its Orthanc identifier and transfer syntax."""
         found = {}

@@ -10,6 +10,7 @@ import random
 import statistics
 import subprocess
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,19 +22,21 @@ from typing import Self
 from harness.box import Box
 from harness.recorder import RecordingSCP
 from harness.waiting import until
-from powercut import check, load
+from powercut import autopsy, check, load
 from powercut.check import Findings
 from powercut.crew import Crew, Pending
 from powercut.disk import Disk
+from powercut.evidence import Evidence
 from powercut.load import Key, Order, Report
-from powercut.node import FailedStart, Node
+from powercut.node import FailedStart, Node, stop
 
-_SURVEY_EVERY = 10  # cuts between two looks at all rows and objects, without reading them
-_WHOLE_EVERY = 100  # cuts between two readings of everything
+_SURVEY_EVERY = 25  # cuts between two looks at all rows and objects, without reading them
+_WHOLE_EVERY = 500  # cuts between two readings of everything
 _EARLIER = 20  # instances of earlier cuts read again at each cut
 _AGAIN = 40  # never answered, sent again by each sender
 _STORESCU_EVERY = 5  # cuts in which one of the senders is DCMTK's
 _SECONDS = 60.0
+_MOMENT = (0.02, 0.4)  # seconds, from which the random moment is taken
 _SECOND_BATCH = 1_000_000  # the first number sent after a start in the same round
 
 
@@ -53,23 +56,36 @@ class Kind(StrEnum):
     KEY_UNSYNCED = "when killed before the keystore was synced"
     KEY_TRUSTED = "after a kill before the keystore was synced, and a start"
     OBJECT_TRUSTED = "after a kill before an object was synced, and a start"
+    REMOVING = "when killed while the sweep removes"
+    ADOPTING = "when killed before the sweep makes an object known"
+    ADOPTED = "when killed after the sweep made an object known"
     FAILING = "a while before the node is killed"
     SERVE = "under all roles"
 
 
 _FORWARDING = (Kind.FORWARDING, Kind.CLAIMED, Kind.SENT, Kind.SERVE)
 _KEYSTORE = ("--neighbour", "keystore", "--kill-before-sync", "/keystore:{}")
-# Which role dies, by which options of the driver, and at which passage at most.
+_SEALED = ("--kill-at", "ingest.sealed:{}")
+# Which role dies, by which options of the driver, and between which passages.
 _DEATHS = {
-    Kind.SEALED: ("scp", ("--kill-at", "ingest.sealed:{}"), 60),
-    Kind.COMMITTED: ("scp", ("--kill-at", "ingest.committed:{}"), 60),
-    Kind.CLAIMED: ("forward", ("--kill-at", "forward.claimed:{}"), 1),
-    Kind.SENT: ("forward", ("--kill-at", "forward.sent:{}"), 20),
-    Kind.KEY_UNSYNCED: ("scp", _KEYSTORE, 1),
-    Kind.KEY_TRUSTED: ("scp", _KEYSTORE, 1),
-    Kind.OBJECT_TRUSTED: ("scp", ("--kill-before-sync", "/objects/:{}"), 60),
+    Kind.SEALED: ("scp", _SEALED, (1, 60)),
+    Kind.COMMITTED: ("scp", ("--kill-at", "ingest.committed:{}"), (1, 60)),
+    Kind.CLAIMED: ("forward", ("--kill-at", "forward.claimed:{}"), (1, 1)),
+    Kind.SENT: ("forward", ("--kill-at", "forward.sent:{}"), (1, 20)),
+    Kind.KEY_UNSYNCED: ("scp", _KEYSTORE, (1, 1)),
+    Kind.KEY_TRUSTED: ("scp", _KEYSTORE, (1, 1)),
+    Kind.OBJECT_TRUSTED: ("scp", ("--kill-before-sync", "/objects/:{}"), (1, 60)),
+    Kind.REMOVING: ("scp", _SEALED, (5, 60)),
+    Kind.ADOPTING: ("scp", _SEALED, (5, 60)),
+    Kind.ADOPTED: ("scp", _SEALED, (5, 60)),
 }
-MIXTURE = (*(9 * (Kind.MOMENT,)), *(4 * (Kind.SUCCESS,)), Kind.FORWARDING, *Kind)
+# Where the role that is started again dies in its turn: the first death has left it work.
+_SECOND_DEATHS = {
+    Kind.REMOVING: ("--kill-at", "sweep.removing:2"),
+    Kind.ADOPTING: ("--kill-at", "sweep.synced:1"),
+    Kind.ADOPTED: ("--kill-at", "sweep.committed:1"),
+}
+MIXTURE = (*(6 * (Kind.MOMENT,)), *(3 * (Kind.SUCCESS,)), *Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +103,14 @@ class Plan:
 
     def death(self) -> tuple[str, list[str]]:
         """Which role dies by itself, and the driver's options for it; nobody for most kinds."""
-        role, options, most = _DEATHS.get(self.kind, ("", (), 1))
-        passage = self.chance.randint(1, most)
+        role, options, passages = _DEATHS.get(self.kind, ("", (), (1, 1)))
+        passage = self.chance.randint(*passages)
         return role, [option.format(passage) for option in options]
+
+    @property
+    def moment(self) -> float:
+        """Seconds until the random moment."""
+        return self.chance.uniform(*_MOMENT)
 
 
 def plans(seed: int, kinds: Sequence[Kind]) -> Iterator[Plan]:
@@ -116,6 +137,8 @@ class Result:
     serve_starts: list[float] = field(default_factory=list)
     forwarded: int = 0
     kinds: Counter[Kind] = field(default_factory=Counter)
+    cut_at: list[float] = field(default_factory=list)  # monotonic seconds
+    evidence: list[Path] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -141,19 +164,32 @@ class Result:
         )
 
     def details(self) -> Iterator[str]:
-        """Every finding in a line of its own."""
+        """Every finding in a line of its own, and where its evidence lies."""
         yield from self.failed_starts
         for word, keys in (("lost", self.found.lost), ("altered", self.found.altered)):
             for key, words in keys.items():
-                yield f"{word}: {key} acknowledged at {self.acknowledged.get(key, 0):.6f}: {words}"
-        yield from (f"row lost and made again: {key}" for key in self.found.remade)
+                yield f"{word}: {key}, {self._answered(key)}: {words}"
+        for key in self.found.remade:
+            yield f"row lost and made again: {key}, {self._answered(key)}"
         yield from self.found.others
+        yield from (f"evidence: {path}" for path in self.evidence)
+
+    def _answered(self, key: Key) -> str:
+        """When Success came for it, by the cut next to that moment."""
+        at = self.acknowledged[key]
+        cut = min(self.cut_at, key=lambda cut: abs(cut - at), default=at)
+        return f"answered {abs(at - cut):.6f} s {'after' if at > cut else 'before'} a cut"
+
+    def report(self) -> str:
+        """Summary and details."""
+        return "\n".join([self.summary(), *self.details()])
 
 
 class Campaign:
     """Cuts the power under one node in `work` until told otherwise; use as a context manager.
 
-    `spoilt` are the driver's options for the role that receives, for the controls.
+    `spoilt` are the driver's options for the role that receives, for the controls. What goes
+    wrong leaves its evidence below `evidence`, else in `work`.
     """
 
     def __init__(
@@ -165,6 +201,7 @@ class Campaign:
         seed: int,
         mib: int = 2048,
         spoilt: Sequence[str] = (),
+        evidence: Path | None = None,
     ) -> None:
         self.result = Result()
         self._seed = seed
@@ -182,6 +219,7 @@ class Campaign:
             self._recorder = RecordingSCP()
             self.node = Node(self._settle(template, work))
             stack.callback(self.node.kill)
+            self._evidence = Evidence(evidence or work / "evidence", work / "before", self.node.box)
             self._stack = stack.pop_all()
 
     def _settle(self, template: Box, work: Path) -> Box:
@@ -212,17 +250,47 @@ class Campaign:
     def run(self, kinds: Sequence[Kind], cuts: int) -> Iterator[Result]:
         """Cut `cuts` times, then compare everything; yields after each cut and at the end."""
         for plan in itertools.islice(plans(self._seed, kinds), cuts):
-            try:
-                self._round(plan)
-            except FailedStart as failed:
-                self.result.failed_starts.append(f"cut {plan.number - 1}: {failed}")
+            self._watched(self._round, plan)
+            if self.result.failed_starts:
                 break
-            self.result.seconds = time.monotonic() - self._begun
             yield self.result
         if not self.result.failed_starts:
-            self._end()
-        self.result.seconds = time.monotonic() - self._begun
+            self._watched(self._end)
         yield self.result
+
+    def _watched(self, part: Callable[..., None], *values: object) -> None:
+        """Run a part of the campaign; whatever goes wrong in it leaves evidence."""
+        before = self.result.found.number
+        try:
+            part(*values)
+        except FailedStart as failed:
+            self.result.failed_starts.append(f"after cut {self.result.cuts}: {failed}")
+            self._keep()
+        except Exception as error:
+            error.add_note(self.result.report())
+            error.add_note(f"evidence: {self._keep(traceback.format_exc())}")
+            raise
+        else:
+            if self.result.found.number > before:
+                self._keep()
+        finally:
+            self.result.seconds = time.monotonic() - self._begun
+
+    def _keep(self, words: str = "") -> Path:
+        """Keep what may explain what has just gone wrong; where it lies."""
+        found = self.result.found
+        keys = [*dict.fromkeys([*found.lost, *found.altered, *found.remade])]
+        said = f"{self.result.report()}\n{words}"
+        path = self._evidence.keep(f"cut-{self.result.cuts}", said, self._disk)
+        self.result.evidence.append(path)
+        try:
+            lines = self._crew.checker.ask(
+                autopsy.examine, self.node.box.config, self._evidence.before, keys
+            )
+        except AssertionError as error:  # nothing can be opened: that is what there is to say
+            lines = [str(error)]
+        (path / "autopsy.txt").write_text("\n".join([*lines, ""]))
+        return path
 
     # -- one round
 
@@ -245,6 +313,7 @@ class Campaign:
         self._recorder.down()
         self._gather(reports)
         self._disk.replay()
+        self._evidence.remember()
         self.result.cuts += 1
         self.result.kinds[plan.kind] += 1
 
@@ -264,6 +333,7 @@ class Campaign:
                 again=tuple(self._pending[sender :: len(self._crew.senders)][:_AGAIN]),
                 cut_after=0 if sender else cut_after,
                 mounted=self._disk.at,
+                groups=self.node.groups,
                 temporary=box.temporary,
             )
             last = 0 < sender == len(self._crew.senders) - 1
@@ -272,13 +342,15 @@ class Campaign:
         return reports
 
     def _gather(self, reports: Iterable[Pending[Report]]) -> None:
+        """Take up what the senders say, once the node is gone."""
         for pending in reports:
             report = pending.get(_SECONDS)
             self._acknowledge(report.acknowledged)
             self._pending += report.unanswered
             self._doubtful.update(report.unanswered)
             self.result.refused += sum(at < self._cut_at for _, at in report.refused)
-        self._pending = [key for key in self._pending if key not in self.result.acknowledged]
+        again = dict.fromkeys(self._pending)
+        self._pending = [key for key in again if key not in self.result.acknowledged]
 
     def _acknowledge(self, keys: Mapping[Key, float]) -> None:
         self.result.acknowledged.update(keys)
@@ -287,17 +359,24 @@ class Campaign:
     # -- the kinds of cuts
 
     def _cut(self) -> None:
-        self._cut_at = time.monotonic()
+        """Cut the power, after which the node runs not one more line."""
+        self._note_cut(time.monotonic())
+        stop(self.node.groups)
         self._disk.cut()
 
+    def _note_cut(self, at: float) -> None:
+        self._cut_at = at
+        self.result.cut_at.append(at)
+
     def _at_a_moment(self, plan: Plan, _reports: list[Pending[Report]]) -> None:
-        time.sleep(plan.chance.uniform(0.02, 0.6))  # the random moment itself
+        time.sleep(plan.moment)  # the random moment itself
         self._cut()
 
     def _by_the_sender(self, _plan: Plan, reports: list[Pending[Report]]) -> None:
         report = reports[0].get(_SECONDS)
-        assert report.acknowledged, f"refused before the cut: {report.refused}"
-        self._cut_at = max(report.acknowledged.values())
+        said = f"{len(report.acknowledged)} acknowledged, refused: {report.refused}"
+        assert report.cut_at, f"the sender ended before the cut: {said}"
+        self._note_cut(report.cut_at)
 
     def _when_killed(self, plan: Plan, _reports: list[Pending[Report]]) -> None:
         self.node.wait(plan.death()[0], seconds=_SECONDS)
@@ -309,15 +388,28 @@ class Campaign:
         The senders begin with what was under way, and the power goes at the first Success.
         """
         if plan.kind is Kind.RESTARTED:
-            time.sleep(plan.chance.uniform(0.02, 0.6))
-            self.node.kill()
+            time.sleep(plan.moment)
         else:
             self.node.wait(plan.role, seconds=_SECONDS)
-            self.node.kill()
-        self._gather(reports)
+        self._end_of_first(reports)
         self._start(plan, self._spoilt)
         reports[:] = self._send(plan, first=_SECOND_BATCH, cut_after=1)
         self._by_the_sender(plan, reports)
+
+    def _end_of_first(self, reports: list[Pending[Report]]) -> None:
+        """End what the node and its senders were at; nothing is lost with its memory yet."""
+        self._cut_at = time.monotonic()  # what is refused from here on does not count
+        self.node.kill()
+        self._gather(reports)
+        reports.clear()
+
+    def _when_killed_in_the_sweep(self, plan: Plan, reports: list[Pending[Report]]) -> None:
+        """Killed with whole objects that have no row yet, then killed over the sweep of these."""
+        self.node.wait(plan.role, seconds=_SECONDS)
+        self._end_of_first(reports)
+        self.node.launch(plan.role, _SECOND_DEATHS[plan.kind])
+        self.node.wait(plan.role, seconds=_SECONDS)
+        self._cut()
 
     def _while_forwarding(self, plan: Plan, reports: list[Pending[Report]]) -> None:
         before = self._recorder.total_requests
@@ -327,14 +419,21 @@ class Campaign:
         self._at_a_moment(plan, reports)
 
     def _while_stopping(self, plan: Plan, _reports: list[Pending[Report]]) -> None:
-        time.sleep(plan.chance.uniform(0.1, 0.4))
+        time.sleep(plan.moment)
         self.node.terminate()
         time.sleep(plan.chance.uniform(0.0, 0.4))
         self._cut()
 
-    def _and_go_on(self, plan: Plan, reports: list[Pending[Report]]) -> None:
-        """The node runs on for a while on a disk that fails: it may not say Success."""
-        self._at_a_moment(plan, reports)
+    def _and_go_on(self, plan: Plan, _reports: list[Pending[Report]]) -> None:
+        """The node runs on for a while on a disk that fails: it may not say Success.
+
+        No sync may be under way when the disk goes: that one alone would be told a lie.
+        """
+        time.sleep(plan.moment)
+        self.node.stop_between_calls()
+        self._note_cut(time.monotonic())
+        self._disk.cut()
+        self.node.go_on()
         time.sleep(plan.chance.uniform(0.05, 0.3))
 
     # -- comparing
@@ -355,9 +454,9 @@ class Campaign:
         self.result.found.last = self._ask(check.compare, keys, self.result.found.last).last
         self._unseen = []
         self._compare_sent()
-        if number % _SURVEY_EVERY == 1:
+        if not number % _SURVEY_EVERY:
             self._ask(check.survey, known)
-        if number % _WHOLE_EVERY == 1 and number > 1:
+        if not number % _WHOLE_EVERY:
             self._ask(check.compare, known, 0)
 
     def _compare_sent(self) -> None:
@@ -380,7 +479,7 @@ class Campaign:
         self._ask(check.compare, known, 0)
         self._compare_sent()
         self._compare_arrived()
-        codes = self.node.stop()
+        codes = self.node.end()
         self.result.found.others += [
             f"{role} ended with {code}" for role, code in codes.items() if code
         ]
@@ -392,7 +491,7 @@ class Campaign:
         self._recorder.up()
         self.node.launch("forward")
         until(lambda: wanted <= self._arrived(), "all that was acknowledged", seconds=seconds)
-        self.node.stop()
+        self.node.end()
         self._compare_sent()
         self._compare_arrived()
 
@@ -428,6 +527,9 @@ _CUTTING: Mapping[Kind, Callable[[Campaign, Plan, list[Pending[Report]]], None]]
     Kind.KEY_UNSYNCED: Campaign._when_killed,
     Kind.KEY_TRUSTED: Campaign._when_started_again,
     Kind.OBJECT_TRUSTED: Campaign._when_started_again,
+    Kind.REMOVING: Campaign._when_killed_in_the_sweep,
+    Kind.ADOPTING: Campaign._when_killed_in_the_sweep,
+    Kind.ADOPTED: Campaign._when_killed_in_the_sweep,
     Kind.STARTING: Campaign._at_a_moment,
     Kind.STOPPING: Campaign._while_stopping,
     Kind.FAILING: Campaign._and_go_on,

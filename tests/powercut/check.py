@@ -1,16 +1,23 @@
 """What stands in a node after the power came back, read by a fresh process through the store."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from harness.waiting import until
 from powercut.load import Key, instance
 
 from edgepacs import config
+from edgepacs.custody import readout
 from edgepacs.errors import EdgePacsError
-from edgepacs.model import InstanceId
+from edgepacs.model import InstanceId, ObjectId
 from edgepacs.store import Store, audit, deliveries, instances, opened
 from edgepacs.store.instances import Instance
+
+_SWEEP_SECONDS = 20.0
 
 
 @dataclass(slots=True)
@@ -27,6 +34,20 @@ class Findings:
     others: list[str] = field(default_factory=list)
     last: int = 0
 
+    @property
+    def number(self) -> int:
+        """How many there are."""
+        return len(self.lost) + len(self.remade) + len(self.altered) + len(self.others)
+
+
+class Row(NamedTuple):
+    """What is asked of a row of `instance`."""
+
+    id: int
+    uid: str
+    object_id: bytes
+    association: int | None
+
 
 def compare(path: Path, keys: Sequence[Key], after: int) -> Findings:
     """`keys` were acknowledged: each is there, byte for byte, with its delivery and audit record.
@@ -35,84 +56,86 @@ def compare(path: Path, keys: Sequence[Key], after: int) -> Findings:
     """
     found = Findings()
     with opened(config.load(path)) as store:
-        for key in keys:
-            _compare_one(store, key, found)
-        found.last = _compare_rows(store, after, found)
+        seen = {_compare_one(store, key, found) for key in keys}
+        found.last = after
+        for row in _rows(store, after):
+            found.last = row.id
+            if row.id not in seen:
+                _compare_row(store, row, found)
     return found
 
 
-def _compare_one(store: Store, key: Key, found: Findings) -> None:
+def _compare_one(store: Store, key: Key, found: Findings) -> int:
+    """Compare one acknowledged instance; the number of its row, 0 where there is none."""
     row = instances.stored_version(store.db, key.uid)
     if row is None:
         found.lost[key] = "no row"
-        return
+        return 0
     try:
         data = _data(store, row)
     except EdgePacsError as error:
         found.lost[key] = f"row {row.id}, {type(error).__name__}: {error}"
-        return
+        return row.id
     if data != instance(key).data:
         found.altered[key] = f"row {row.id}: the data set differs"
-    if _is_remade(store, row):
-        found.remade.add(key)
+    if _rows(store, row.id - 1, row.id)[0].association is None:
+        found.remade.add(key)  # an object does not remember the association it came over
     if not deliveries.of_instance(store.db, row.id):
         found.others.append(f"{key}, row {row.id}: no delivery")
     if not audit.of_subject(store.db, "instance", row.id):
         found.others.append(f"{key}, row {row.id}: no audit record")
-
-
-def _is_remade(store: Store, row: Instance) -> bool:
-    """Whether the row knows no association: an object does not remember the one it came over."""
-    with store.db.read() as tx:
-        return tx.first("SELECT association FROM instance WHERE id = ?", row.id) == (None,)
+    return row.id
 
 
 def _data(store: Store, row: Instance) -> bytes:
-    assert row.object_id is not None
-    with store.vault.open(row.object_id, row.sop_instance_uid) as reader:
+    """The data set as it was received."""
+    with readout.sealed(store, row) as reader:
         return b"".join(reader.chunks())
 
 
-def _compare_rows(store: Store, after: int, found: Findings) -> int:
-    """No row without bytes, and none of them other than what was sent; the last row's number."""
-    last = after
-    for last, uid in _rows(store, after):
-        row = instances.instance(store.db, InstanceId(last))
-        try:
-            if _data(store, row) != instance(Key.of(uid)).data:
-                found.others.append(f"row {last}: the data set differs")
-        except EdgePacsError as error:
-            found.others.append(f"row {last} without bytes: {type(error).__name__}: {error}")
-    return last
+def _compare_row(store: Store, row: Row, found: Findings) -> None:
+    """No row without bytes, and none of them other than what was sent."""
+    try:
+        data = _data(store, instances.instance(store.db, InstanceId(row.id)))
+    except EdgePacsError as error:
+        found.others.append(f"row {row.id} without bytes: {type(error).__name__}: {error}")
+        return
+    if data != instance(Key.of(row.uid)).data:
+        found.others.append(f"row {row.id}: the data set differs")
 
 
-def _rows(store: Store, after: int) -> Iterable[tuple[int, str]]:
+def _rows(store: Store, after: int, last: int = sys.maxsize) -> list[Row]:
     with store.db.read() as tx:
         return [
-            (int(number), str(uid))
-            for number, uid in tx.rows(
-                "SELECT id, sop_instance_uid FROM instance WHERE id > ? ORDER BY id", after
+            Row(*row)
+            for row in tx.rows(
+                "SELECT id, sop_instance_uid, object_id, association FROM instance "
+                "WHERE id > ? AND id <= ? ORDER BY id",
+                after,
+                last,
             )
         ]
 
 
-def survey(path: Path, keys: Sequence[Key]) -> Findings:
+def survey(path: Path, keys: Sequence[Key], patience: float = _SWEEP_SECONDS) -> Findings:
     """Rows and objects of the whole node against each other and against all `keys`, unread.
 
-    The node may run, but nothing may be on its way in: an object with bytes and no row is an
-    orphan that the sweep at start has left.
+    The node may run, but nothing may be on its way in: an object with bytes and no row is then
+    an orphan that the sweep, which may go on for `patience` seconds, has left.
     """
     found = Findings()
     with opened(config.load(path)) as store:
-        present = set(store.vault.object_ids())
-        known = instances.known_objects(store.db)
-        found.others += _strays(store, present - known.keys())
+        with suppress(AssertionError):
+            until(lambda: not _strays(store), "the sweep has ended", seconds=patience)
         found.others += [
-            f"row {number}: its object is missing"
-            for object_id, number in known.items()
-            if object_id not in present
+            f"object {stray.hex()} of {store.vault.size(stray)} bytes: no row names it"
+            for stray in _strays(store)
         ]
-        stored = {uid for _, uid in _rows(store, 0)}
+        rows, present = _rows(store, 0), set(store.vault.object_ids())
+        found.others += [
+            f"row {row.id}: its object is missing" for row in rows if row.object_id not in present
+        ]
+        stored = {row.uid for row in rows}
         found.lost.update((key, "no row") for key in keys if key.uid not in stored)
         found.others += [f"index: {words}" for words in store.db.problems()]
         if broken := audit.broken_at(store.db):
@@ -120,11 +143,11 @@ def survey(path: Path, keys: Sequence[Key]) -> Findings:
     return found
 
 
-def _strays(store: Store, strays: Iterable[bytes]) -> Iterator[str]:
-    for stray in strays:
-        size = store.vault.size(stray)  # type: ignore[arg-type]
-        if size:
-            yield f"object {stray.hex()} of {size} bytes: no row refers to it"
+def _strays(store: Store) -> list[ObjectId]:
+    """Objects with bytes that no row names; the others are blanks kept at hand."""
+    present = set(store.vault.object_ids())  # listed first: what is committed now has a row then
+    unknown = present.difference(row.object_id for row in _rows(store, 0))
+    return [stray for stray in unknown if store.vault.size(stray)]
 
 
 def sent(path: Path) -> list[str]:

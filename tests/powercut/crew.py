@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 _TESTS = Path(__file__).resolve().parent.parent
+_PATH = (str(_TESTS), os.environ.get("PYTHONPATH", ""))
 _Answer = TypeVar("_Answer")
 
 
@@ -51,7 +52,7 @@ class Worker:
                 [sys.executable, "-m", "powercut.crew", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 cwd=_TESTS,
-                env={**os.environ, "PYTHONPATH": str(_TESTS)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, _PATH))},
             )
 
     def begin(self, question: Callable[..., _Answer], *values: object) -> Pending[_Answer]:

@@ -2,8 +2,12 @@
 
 The file system lies in a file behind a loop device. EXT4_IOC_SHUTDOWN without flushing the
 journal forgets every dirty page and every transaction that is not on the disk yet, and fails
-all that is written afterwards; mounting it again replays the journal, as after a power cut. What
-it cannot show is a disk that answers a flush and then loses what it held in its own cache.
+all that is written afterwards; mounting it again replays the journal, as after a power cut.
+
+What it cannot show is a disk that answers a flush and then loses what it held in its own cache.
+And it lies in one way: an fsync that is under way when it comes may return 0 for bytes that are
+gone afterwards (measured on Linux 6.18: 9 of 310 cuts beside a growing file). When the power goes
+nobody is left to read that answer, so whoever cuts stops the node's processes first.
 """
 
 import fcntl
@@ -66,6 +70,12 @@ class Disk:
     def sync(self) -> None:
         """Make everything written so far durable."""
         _run("sync", "-f", str(self.at))
+
+    def picture(self, to: Path, *, most_mib: int) -> None:
+        """Copy what lies on the disk to the file `to`, unless it takes more than `most_mib`."""
+        if self._image.stat().st_blocks >> 11 <= most_mib:  # blocks of 512 bytes
+            self.sync()
+            _run("cp", "--sparse=always", str(self._image), str(to))
 
     def cut(self) -> None:
         """Cut the power."""

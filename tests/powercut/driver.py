@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Self
 
-from edgepacs import config, telemetry
-from edgepacs.store.db import Database
+from edgepacs import telemetry
 
+# Nothing else of the product may be imported before it is spoilt: modules bind what they import.
 _passages = itertools.count(1)
 _fsync = os.fsync
 
@@ -43,6 +43,8 @@ def leave_unsynced(part: str) -> None:
 
 def synchronous(level: str) -> None:
     """Let SQLite sync as `level` says."""
+    from edgepacs.store.db import Database  # noqa: PLC0415
+
     configure = Database._configure
 
     def spoilt(connection: object) -> None:
@@ -133,15 +135,15 @@ def main() -> None:
     given = parser.parse_args()
     for part in given.unsynced:
         leave_unsynced(part)
-    if given.synchronous:
-        synchronous(given.synchronous)
     if given.neighbour:
         neighbour(given.neighbour)
     if given.kill_at:
         kill_at(given.kill_at)
     if given.kill_before_sync:
         kill_before_sync(given.kill_before_sync)
-    from edgepacs import roles  # noqa: PLC0415  binds what was spoilt above
+    if given.synchronous:
+        synchronous(given.synchronous)
+    from edgepacs import config, roles  # noqa: PLC0415
 
     roles.run_role(config.load(given.config), given.role)
 

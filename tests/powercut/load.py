@@ -18,6 +18,7 @@ from harness import dcmtk
 from harness.made import CT
 from harness.part10 import EXPLICIT_LE, Part10
 from powercut import disk
+from powercut.node import stop
 
 from edgepacs import config
 from edgepacs.custody import ingest
@@ -120,7 +121,8 @@ def _number(group: int, element: int, value: int) -> bytes:
 class Order:
     """What one sender has to do: send `again` what was never answered, then new ones for ever.
 
-    After its `cut_after`-th Success it cuts the power of `mounted` itself; 0 for never.
+    After its `cut_after`-th Success it cuts the power of `mounted` itself, under the process
+    `groups` of the node; 0 for never.
     """
 
     first: Key
@@ -128,6 +130,7 @@ class Order:
     again: tuple[Key, ...] = ()
     cut_after: int = 0
     mounted: Path
+    groups: tuple[int, ...] = ()
     temporary: Path
 
     def wanted(self) -> Iterator[Key]:
@@ -143,7 +146,8 @@ class Report:
 
     acknowledged: dict[Key, float] = field(default_factory=dict)
     refused: list[tuple[int, float]] = field(default_factory=list)  # status, when
-    unanswered: list[Key] = field(default_factory=list)
+    unanswered: list[Key] = field(default_factory=list)  # sent, but for those that never left
+    cut_at: float = 0.0  # when this sender cut the power, if it did
 
 
 def send(order: Order) -> Report:
@@ -181,6 +185,8 @@ def _send_all(order: Order, association: Association, report: Report) -> None:
         report.unanswered = []
         report.acknowledged[key] = time.monotonic()
         if len(report.acknowledged) == order.cut_after:
+            report.cut_at = time.monotonic()
+            stop(order.groups)
             disk.cut(order.mounted)
             break
     association.abort()
@@ -195,10 +201,13 @@ def send_by_storescu(order: Order) -> Report:
         path.unlink()
     now = time.monotonic()
     report = Report({paths[path]: now for path in sent.acknowledged})
-    report.refused = [
-        (0xC000, now) for text in sent.answers.values() if text and not text.startswith("Success")
-    ]
-    report.unanswered = [key for key in keys if key not in report.acknowledged][:1]
+    last = max((keys.index(key) for key in report.acknowledged), default=-1)
+    for number, (path, answer) in enumerate(sent.answers.items()):
+        if answer and paths[path] not in report.acknowledged:
+            # It does not say when; but what was followed by a Success came before the power went.
+            report.refused.append((0xC000, 0.0 if number < last else now))
+            report.unanswered.append(paths[path])
+    report.unanswered += [keys[n] for n, text in enumerate(sent.answers.values()) if not text][:1]
     return report
 
 

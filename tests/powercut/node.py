@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import fault
 from harness.box import Box
+from harness.waiting import until
 
 from edgepacs.dimse import Limits, ProposedContext, request
 from edgepacs.dimse.contexts import VERIFICATION
@@ -25,6 +26,20 @@ _POLL_SECONDS = 0.005
 
 class FailedStart(AssertionError):
     """The node did not come up after a power cut."""
+
+
+def stop(groups: Iterable[int]) -> None:
+    """Stop these process groups where they stand: not one more line of theirs is run.
+
+    What the kernel has begun for them goes on, as a disk does when the processor is gone.
+    """
+    _signal(groups, signal.SIGSTOP)
+
+
+def _signal(groups: Iterable[int], number: signal.Signals) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, number)
 
 
 class Node:
@@ -56,11 +71,16 @@ class Node:
         while not self._echo():
             code = self._processes[role].poll()
             if code is not None:
-                raise FailedStart(f"ended with {code}: {self.box.log_text()[-1500:]}")
+                raise FailedStart(f"{role} ended with {code}: {self.box.log_text()[-1500:]}")
             if time.monotonic() - begun > _START_SECONDS:
-                raise FailedStart(f"no C-ECHO after {_START_SECONDS:g} s")
+                raise FailedStart(f"no C-ECHO after {_START_SECONDS:g} s: {self._doing(role)}")
             time.sleep(_POLL_SECONDS)
         return time.monotonic() - begun
+
+    def _doing(self, role: str) -> str:
+        """Where the threads of a role wait, by the kernel's names."""
+        tasks = Path(f"/proc/{self._processes[role].pid}/task").glob("*/wchan")
+        return ", ".join(path.read_text() or "running" for path in tasks)
 
     def _echo(self) -> bool:
         verification = ProposedContext(
@@ -79,16 +99,39 @@ class Node:
         except PeerError:
             return False
 
-    def wait(self, role: str, *, seconds: float = 30.0) -> None:
-        """Until the process of `role` has ended."""
-        self._processes[role].wait(seconds)
+    def wait(self, role: str, *, seconds: float = 30.0) -> int:
+        """Until the process of `role` has ended; its exit code, or minus the signal."""
+        return self._processes[role].wait(seconds)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The process groups of the roles."""
+        return tuple(process.pid for process in self._processes.values())
+
+    def stop_between_calls(self) -> None:
+        """As `stop`, and wait until the kernel is doing nothing for any of the threads."""
+        stop(self.groups)
+        until(self._still, "every thread of the node is stopped", seconds=10, every=0.001)
+
+    def _still(self) -> bool:
+        states = [
+            path.read_text().rpartition(")")[2].split()[0]
+            for group in self.groups
+            for member in fault.members(group)
+            for path in Path(f"/proc/{member}/task").glob("*/stat")
+        ]
+        return all(state == "T" for state in states)
+
+    def go_on(self) -> None:
+        """Let the stopped processes run again."""
+        _signal(self.groups, signal.SIGCONT)
 
     def terminate(self) -> None:
         """SIGTERM to every role."""
         for process in self._processes.values():
             process.terminate()
 
-    def stop(self, *, seconds: float = 20.0) -> dict[str, int]:
+    def end(self, *, seconds: float = 20.0) -> dict[str, int]:
         """SIGTERM to every role, and wait; the exit codes."""
         self.terminate()
         codes = {role: process.wait(seconds) for role, process in self._processes.items()}

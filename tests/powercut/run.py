@@ -1,51 +1,94 @@
 """Cut the power under a node: `make powercut CUTS=n`; SEED, SENDERS and FILL say how.
 
 FILL is the number of instances that are in the node before the first cut. Prints a line now and
-then, and at the end one for each finding, the kinds of cuts, and one line with everything.
+then, and at the end one for each finding, the kinds of cuts, and one line with everything. The
+same goes, with the commit and the machine, into a log: of 1,000 cuts and more it lies in
+docs/evidence/, else in run/powercut/, where the evidence of findings lies as well.
 """
 
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.box import Box
 from powercut import disk
 from powercut.campaign import MIXTURE, Campaign
 from powercut.crew import Crew
+from soak import git, machine
 
-_EVERY = 25
+_ROOT = Path(__file__).resolve().parents[2]
+_EVERY = 50
+_FULL = 1000
+_KEPT = _ROOT / "run" / "powercut"
+
+
+class Log:
+    """Everything that is printed, in a file as well."""
+
+    def __init__(self, cuts: int) -> None:
+        self.begin = datetime.now(UTC)
+        folder = _ROOT / "docs" / "evidence" if cuts >= _FULL else _KEPT
+        folder.mkdir(parents=True, exist_ok=True)
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        self.path = folder / f"powercut-{self.begin:%Y%m%d-%H%M}-{commit[:10]}.log"
+        self._file = self.path.open("w")
+        self.say(f"commit   {commit}{' with local changes' if changed else ''}", *machine())
+        self.say(f"begin    {self.begin:%Y-%m-%dT%H:%M:%SZ}")
+
+    def say(self, *lines: str) -> None:
+        """Print `lines`."""
+        for line in lines:
+            print(line, flush=True)
+            self._file.write(line.replace(f"{_ROOT}/", "") + "\n")
+        self._file.flush()
 
 
 def main() -> int:
-    cuts = int(os.environ.get("CUTS", "100"))
-    fill = int(os.environ.get("FILL", "0"))
+    """Cut, print, and say with the exit status whether all was well."""
+    cuts, fill, senders, seed = (
+        int(os.environ.get(name) or default)
+        for name, default in (("CUTS", 100), ("FILL", 0), ("SENDERS", 4), ("SEED", 1))
+    )
     with tempfile.TemporaryDirectory(prefix="edgepacs-powercut-") as folder:
         work = Path(folder)
         if reason := disk.unavailable(work):
             print(f"powercut: {reason}")
             return 1
+        log = Log(cuts)
+        log.say(f"cuts     {cuts}, {senders} senders, seed {seed}, {fill} instances before", "")
         with (
-            Crew(int(os.environ.get("SENDERS", "4"))) as crew,
+            Crew(senders) as crew,
             Campaign(
                 work / "campaign",
                 Box.made(work / "template"),
                 crew,
-                seed=int(os.environ.get("SEED", "1")),
-                mib=4096 + 16 * cuts,
+                seed=seed,
+                mib=4096 + 16 * cuts + fill // 50,
+                evidence=_KEPT / f"{log.begin:%Y%m%d-%H%M%S}",
             ) as campaign,
         ):
-            if fill:
-                campaign.fill(fill)
-            for result in campaign.run(MIXTURE, cuts):
-                if not result.cuts % _EVERY:
-                    print(result.summary(), flush=True)
-    print("\n".join(result.details()))
-    print(", ".join(f"{number} {kind}" for kind, number in result.kinds.most_common()))
-    print(f"powercut: {result.summary()}")
-    return 0 if result.sound else 1
+            for line in _campaign(campaign, cuts, fill):
+                log.say(line)
+        return 0 if campaign.result.sound else 1
+
+
+def _campaign(campaign: Campaign, cuts: int, fill: int) -> Iterator[str]:
+    result = campaign.result
+    if fill:
+        campaign.fill(fill)
+    for _ in campaign.run(MIXTURE, cuts):
+        if not result.cuts % _EVERY and result.cuts < cuts:
+            yield result.summary()
+    yield from ("", *result.details(), "")
+    yield ", ".join(f"{number} {kind}" for kind, number in result.kinds.most_common())
+    yield f"powercut: {result.summary()}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from custody.pictures import colour
+from custody.pressing import press, row
 from harness.corpus import pydicom_file
 from harness.fault import flip_bit
 from harness.made import ct, instance
@@ -24,6 +26,7 @@ from store.making import arrival, element, objects, small, take_in_part
 from edgepacs import upkeep
 from edgepacs.custody import ingest
 from edgepacs.model import InstanceId, InstanceState, Outcome
+from edgepacs.pixels.syntaxes import JPEG_LS
 from edgepacs.store import Store, instances, studies
 from edgepacs.upkeep.comparison import compare_waiting
 
@@ -250,6 +253,29 @@ def test_where_the_stored_one_is_missing_the_other_is_quarantined(store: Store) 
     name = instances.instance(store.db, first.instance_id).object_id.hex()
     (store.paths.objects / name[:2] / name).unlink()
     assert take(store, instance(dataset(), IMPLICIT_LE)) is InstanceState.QUARANTINED
+
+
+@pytest.mark.parametrize("other", [IMPLICIT_LE, EXPLICIT_BE, DEFLATED_LE])
+def test_what_stands_compressed_is_compared_as_it_was_received(store: Store, other: str) -> None:
+    first = take_in_part(store, instance(dataset()))
+    press(store)
+    assert row(store, first.instance_id).transfer_syntax_uid == JPEG_LS
+    again = big_endian(dataset()) if other == EXPLICIT_BE else instance(dataset(), other)
+    assert take(store, again) is InstanceState.DISCARDED
+    changed = dataset()
+    changed.PatientName = "Other^Name"
+    assert take(store, instance(changed, other if other != EXPLICIT_BE else IMPLICIT_LE)) is (
+        InstanceState.QUARANTINED
+    )
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_colour_that_stands_compressed_is_the_same_colour(store: Store, planar: int) -> None:
+    part = colour(planar=bool(planar))
+    first = take_in_part(store, part)
+    press(store)
+    assert row(store, first.instance_id).transfer_syntax_uid != part.transfer_syntax
+    assert take(store, instance(part.dataset(), IMPLICIT_LE)) is InstanceState.DISCARDED
 
 
 def test_the_role_works_when_rung_and_ends_when_stopped(store: Store) -> None:
