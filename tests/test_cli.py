@@ -132,8 +132,10 @@ def test_every_command_names_a_missing_configuration(
 _ARGUMENTS = {
     "ae add": "CT9 --host * --port 104",
     "ae remove": "CT9",
+    "ae set": "CT9 --max-associations 2",
     "destination add": "new --ae NEW --host 127.0.0.1 --port 104",
     "destination echo": "pacs9",
+    "destination lossy": "pacs9 80",
     "destination remove": "pacs9",
     "rule add": "--to *",
     "rule remove": "99",
@@ -160,7 +162,18 @@ _MISSING = [
     w
     for w in LEAVES
     if w[-1]
-    in ("remove", "echo", "send", "verify", "hold", "release", "reject", "accept", "discard")
+    in (
+        "remove",
+        "echo",
+        "lossy",
+        "send",
+        "verify",
+        "hold",
+        "release",
+        "reject",
+        "accept",
+        "discard",
+    )
     and w[0] != "queue"
 ]
 

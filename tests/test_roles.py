@@ -200,12 +200,12 @@ def test_orphans_are_made_known_at_start_once_nobody_else_writes(
     with opened(node) as store:
         uid = orphan.arrival.sop_instance_uid
         with store.vault.writing(), running(node, role):
-            until(lambda: listens(node.dicom.port), "it listens")
+            until(lambda: listens(node.dicom.port), "it listens", seconds=60)
             stays(
                 lambda: instances.stored_version(store.db, uid) is None, "left alone", seconds=0.3
             )
         with running(node, role):
-            until(lambda: instances.stored_version(store.db, uid), "it is known")
+            until(lambda: instances.stored_version(store.db, uid), "it is known", seconds=60)
         assert len(filled(node)) == 1
 
 

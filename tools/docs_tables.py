@@ -86,6 +86,8 @@ def _transitions(kind: type[model.State]) -> list[tuple[str, _Targets]]:
     column = "may become"
     if kind is model.InstanceState:
         return [(column, _plain(model.INSTANCE_TRANSITIONS))]
+    if kind is model.CompressionState:
+        return [(column, _plain(model.COMPRESSION_TRANSITIONS))]
     if kind is model.StudyState:
         return [(column, _plain(model.STUDY_TRANSITIONS))]
     if kind is model.DeliveryState:

@@ -103,9 +103,9 @@ def compression_again(
     everything: bool,
 ) -> None:
     """Compress again: what an earlier version stored, what failed, or stands in another choice."""
-    if everything == any((study, instance, state)):
-        raise InvalidValue("selection", "say --study, --instance or --state, or --all")
     with session.store() as store:
+        if everything == any((study, instance, state)):
+            raise InvalidValue("selection", "say --study, --instance or --state, or --all")
         with store.db.write() as tx:
             count = compressions.again(tx, _selection(study, instance, state), actor=ACTOR)
         store.ring("upkeep")

@@ -13,6 +13,7 @@ from edgepacs.model import (
 from edgepacs.store import (
     peers,
     rules,
+    terms,
 )
 
 _ae = group("ae", "AE titles that may call.")
@@ -57,9 +58,9 @@ def ae_add(
 @_with_allowance
 def ae_set(session: Session, *, title: str, **most: int | None) -> None:
     """Say how much an AE title may take; what is not said stays."""
-    if not _said(most):
-        raise InvalidValue("ae set", f"none of {', '.join(most)} was given")
     with session.store() as store, store.db.write() as tx:
+        if not _said(most):
+            raise InvalidValue("ae set", f"none of {', '.join(most)} was given")
         peers.allow(tx, title, peers.Allowance(**most), actor=ACTOR)
     words = ", ".join(f"{name} {value}" for name, value in _said(most).items())
     session.say({"title": title, **_said(most)}, f"{title}: {words}")
@@ -118,7 +119,7 @@ def destination_add(session: Session, *, name: str, title: str, host: str, port:
 def destination_list(session: Session) -> None:
     """List destinations and the state of their lines."""
     with session.store() as store:
-        columns = ("name", "ae_title", "host", "port", "link", "link_ms", "link_note")
+        columns = ("name", "ae_title", "host", "port", "link", "link_ms", "link_note", "lossy")
         session.table(peers.destinations(store.db), columns)
 
 
@@ -133,6 +134,17 @@ def destination_echo(session: Session, *, name: str) -> None:
     session.say({"name": name, "succeeded": succeeded, "result": words}, f"{name}: {words}")
     if not succeeded:
         sys.exit(69)  # as PeerError
+
+
+@command(_destination, "lossy")
+@click.argument("name")
+@click.argument("quality", type=int)
+def destination_lossy(session: Session, *, name: str, quality: int) -> None:
+    """Send it lossy images of QUALITY 1 to 100, each an instance of its own; 0 for never."""
+    with session.store() as store, store.db.write() as tx:
+        terms.set_lossy(tx, name, quality, actor=ACTOR)
+    words = f"lossy images of quality {quality}" if quality else "nothing lossy"
+    session.say({"name": name, "lossy": quality}, f"{name} is sent {words}")
 
 
 @command(_destination, "remove")

@@ -2,7 +2,7 @@
 
 What a destination accepts is learnt from its answers (`store.terms`). Known to be accepted means:
 go, or prepare it so. Not known means: ask, by proposing it. Nothing is given up on what was
-learnt another day: only on what has been asked in this round.
+learnt another day: only where one association has just refused every way there is.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class Batch:
             for one in known
             if since < one.learnt_ms <= since + FRESH_MS
         }
-        self._asked: set[Pair] = set()
+        self._asked: set[Pair] = set()  # in the last association
         self._open: frozenset[Pair] = frozenset()  # accepted in the association that is open
         self._plain: set[int] = set()  # deliveries that lose nothing although others do
         self._why_not: dict[int, str] = {}  # of deliveries nothing known to be accepted suits
@@ -119,7 +119,7 @@ class Batch:
         terms.learn(self._store.db, self._destination, answers)
         self._known.update(answers)
         self._fresh.update(answers)
-        self._asked.update(answers)
+        self._asked = set(answers)
         self._open = frozenset(pair for pair, accepted in answers.items() if accepted)
 
     def closed(self) -> None:

@@ -111,7 +111,7 @@ def _sent_as(claim: Claim, uid: UID) -> str:
     return f", sent as {row.name}" if row and uid != claim.transfer_syntax_uid else ""
 
 
-def _judged(code: int, comment: str, manner: str, proof: str) -> Verdict:
+def _judged(code: int, comment: str, manner: str = "", proof: str = RESPONSE) -> Verdict:
     """A C-STORE status as a verdict: passing failures are tried again, permanent ones are not."""
     status = lookup(code)
     said = f" ({comment})" if comment else ""

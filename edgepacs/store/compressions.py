@@ -28,6 +28,7 @@ MAX_ATTEMPTS = 3  # that may crash or hang before an instance is left as it is
 ON_REQUEST = -1  # priority of what a person asks to be done again: behind what is new
 _PLANNED_AT_ONCE = 1000
 _ACTOR = "upkeep"
+_DEFLATED = "1.2.840.10008.1.2.1.99"  # Deflated Explicit VR Little Endian
 # What has native pixel data (PS3.5 A.1, A.2, A.3); all else stays as it was received.
 _ELIGIBLE = (
     "state = 'stored' AND frames > 0 AND pixel_offset >= 0 AND transfer_syntax_uid IN "
@@ -72,6 +73,14 @@ class Made:
     native_digest: bytes
     encode_ms: int
     verify_ms: int
+
+
+def choice_of(made: Made) -> UID:
+    """What the others of its series are to be compressed in; "" where they are to find out.
+
+    One that came out smallest deflated was flat, such as the empty slice a series begins with.
+    """
+    return UID("") if made.transfer_syntax_uid == _DEFLATED else made.transfer_syntax_uid
 
 
 def pending(db: Database) -> bool:
@@ -206,9 +215,8 @@ def swap(tx: Transaction, claimed: Claim, made: Made) -> None:
         made.verify_ms,
         claimed.instance,
     )
-    tx.run(
-        "INSERT OR IGNORE INTO compression_choice VALUES (?, ?)", series, made.transfer_syntax_uid
-    )
+    if choice := choice_of(made):
+        tx.run("INSERT OR IGNORE INTO compression_choice VALUES (?, ?)", series, choice)
     audit.record(
         tx,
         actor=_ACTOR,

@@ -221,7 +221,10 @@ def refused(db: Database) -> list[RefusedAE]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where instances are sent, and what is known of the line to it."""
+    """Where instances are sent, and what is known of the line to it.
+
+    `lossy` is the quality of the images it is sent, 1 to 100; 0 for without loss (`terms`).
+    """
 
     id: int
     name: str
@@ -232,6 +235,7 @@ class Destination:
     link: LinkState = field(metadata={"make": LinkState})
     link_ms: int
     link_note: str
+    lossy: int
 
 
 _DESTINATION = ", ".join(Destination.__slots__)

@@ -8,11 +8,11 @@ import shutil
 import threading
 from dataclasses import dataclass
 
-from edgepacs.errors import StorageFault
 from edgepacs.model import UID, ObjectId
 from edgepacs.store import Store
 from edgepacs.store.files import storage_error
 from edgepacs.store.vault import ObjectReader, ObjectWriter, Vault
+from edgepacs.telemetry import log
 
 _making = threading.Lock()
 
@@ -58,8 +58,8 @@ class Renditions:
         return self._vault.open(rendition.object_id, rendition.sop_instance_uid)
 
     def remove(self, rendition: Rendition) -> None:
-        """Delete one; whoever reads it reads on."""
+        """Delete one; whoever reads it reads on. Where that fails it stays until the next start."""
         try:
             self._vault.remove(rendition.object_id)
         except OSError as error:
-            raise StorageFault("a rendition cannot be removed") from error
+            log.warning("a rendition stays until the next start: %s", error.strerror)

@@ -140,7 +140,7 @@ class _Desk:
     def choose(self, series: SeriesId, choice: UID) -> None:
         """Let the others of a series follow the first; later claims have it from the tables."""
         for place, claimed in enumerate(self.claims):
-            if claimed.series == series and not claimed.choice:
+            if choice and claimed.series == series and not claimed.choice:
                 self.claims[place] = replace(claimed, choice=choice)
 
     def next(self) -> Claim | None:
@@ -168,10 +168,11 @@ class Crew:
         self._writing = contextlib.ExitStack()
         self._is_writing = False
         self._rest_until = 0.0
+        self._write_again = 0.0  # not before: the tables could not be written
+        self._has_recovered = False
 
     def run(self, stop: threading.Event) -> None:
         """Compress until `stop`; then nothing of what was begun is left. Raises StorageFault."""
-        compressions.recover(self._store.db)
         try:
             while not stop.is_set():
                 if self._is_idle():
@@ -188,10 +189,15 @@ class Crew:
         desk = self._desk
         if desk.claims or desk.settled or any(worker.task for worker in self._workers):
             return False
-        return monotonic() < self._rest_until or not compressions.pending(self._store.db)
+        if monotonic() < self._rest_until:
+            return True
+        return self._has_recovered and not compressions.pending(self._store.db)
 
     def _turn(self) -> None:
         try:
+            if not self._has_recovered:
+                compressions.recover(self._store.db)
+                self._has_recovered = True
             self._listen()
             self._look_after()
             self._settle()
@@ -200,6 +206,7 @@ class Crew:
             raise
         except EdgePacsError as error:  # a full disk, say: nothing is lost, it is done later
             self._rest(str(error))
+            self._write_again = self._rest_until
 
     def _listen(self) -> None:
         """Wait a moment for answers, and take those that have come."""
@@ -220,7 +227,8 @@ class Crew:
         desk.settled.append((job, answer))
         desk.tried.discard(series)
         if answer.made is not None:
-            desk.choose(series, answer.made.transfer_syntax_uid)
+            choice = compressions.choice_of(answer.made)
+            desk.choose(series, choice)
         if answer.later:
             self._rest(answer.words)
 
@@ -271,6 +279,8 @@ class Crew:
     def _settle(self) -> None:
         """Write down what came of jobs and claim others, both in one transaction."""
         desk, now = self._desk, monotonic()
+        if now < self._write_again:
+            return
         wanted = 0
         if len(desk.claims) < self._size and not (now < self._rest_until or self._pace.crowded()):
             wanted = self._size * _AHEAD if compressions.pending(self._store.db) else 0

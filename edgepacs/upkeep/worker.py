@@ -5,6 +5,7 @@ runs when nobody else wants the processor, within an address space of its own, a
 whoever started it. What it makes is released by the crew (`crew`), never by itself.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -100,19 +101,24 @@ def main() -> None:
         answer = _done(store, Job.from_line(line))
         answers.write(answer.line())
         answers.flush()
+        if answer.later:
+            break  # after a fault of the disk only a new process may write anything
     store.close()
 
 
 def _give_way(parent: int, memory: int) -> None:
     """Only what nobody else wants, no more memory than that, and no life of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the crew decides when it ends
+    for number in (signal.SIGINT, signal.SIGTERM):  # the crew decides when it ends
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)  # it was gone before it could be told
     os.umask(0o077)
     os.nice(19)
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO), "ascii")
+    with contextlib.suppress(OSError):  # a sandbox may forbid what only makes it kinder
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO), "ascii")
     own = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * _PAGE
     resource.setrlimit(resource.RLIMIT_AS, (own + memory, own + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -16,7 +16,7 @@ from harness.waiting import until
 from powercut.node import Node
 
 from edgepacs import config
-from edgepacs.custody import readout
+from edgepacs.custody import restore
 from edgepacs.model import UID
 from edgepacs.store import instances, opened
 
@@ -141,4 +141,4 @@ def test_killed_at_a_failpoint_nothing_is_lost_and_nothing_left(
 def _stored(box: Box, wanted: list[Part10]) -> list[bytes]:
     with opened(config.load(box.config)) as store:
         found = [instances.stored_version(store.db, UID(one.sop_instance)) for one in wanted]
-        return [b"".join(readout.sealed(store, row).chunks()) for row in found if row]
+        return [b"".join(restore.received_chunks(store, row)) for row in found if row]

@@ -51,7 +51,7 @@ def frames_of(data: bytes, transfer_syntax: str) -> Frames:
         return []
     element = dataset[kind.value]
     said = describe(dataset, transfer_syntax, vr=element.VR, sample_kind=kind)
-    value = element.value
+    value = element.value or b""
     index = FrameIndex(lambda at, length: value[at : at + length], len(value), said)
     found = []
     for number in range(len(index)):

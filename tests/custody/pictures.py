@@ -24,6 +24,8 @@ def picture(
     """One instance of these cells, described as they are unless `changes` say otherwise."""
     cells = gradient() if cells is None else cells
     dataset = ct().dataset()
+    for name in ("PixelPaddingValue", "SmallestImagePixelValue", "LargestImagePixelValue"):
+        dataset.pop(name, None)  # whose VR depends on the sign of pixels that are others now
     order = ">" if transfer_syntax == EXPLICIT_BE else "<"
     dataset.Rows, dataset.Columns = cells.shape[-2:] if cells.shape[-1] != 3 else cells.shape[-3:-1]
     dataset.BitsAllocated = 8 * cells.itemsize

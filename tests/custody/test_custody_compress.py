@@ -1,11 +1,15 @@
 """Compression at rest: what was received comes back bit for bit, and what lies stays as it is."""
 
+import base64
 import contextlib
 import io
+import re
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from custody.pictures import LIES, NATIVE, colour, fields, gradient, picture
@@ -250,6 +254,37 @@ def test_group_lengths_and_group_2_come_back(store: Store):
     assert isinstance(made, Made)
     assert not sealed(store, number).startswith(b"\x02\0")
     assert comes_back(store, number, part)
+
+
+def test_the_trailer_is_as_documented_and_restores_without_us(store: Store):
+    """docs/format.md, "Restoring", followed to the letter, but for the codec."""
+    part = picture(transfer_syntax=IMPLICIT_LE)
+    number, made = pressed(store, part)
+    assert isinstance(made, Made)
+    with store.vault.open(made.object_id) as reader:
+        trailer, data = reader.trailer(), b"".join(reader.chunks())
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    further, restoring = page.split("| Further key |")[1].split("### Restoring")
+    named = set(re.findall(r"^\| `(\w+)`", further, re.MULTILINE))
+    assert named == {"received_syntax_uid", "received_length", "native_digest", "restore"}
+    assert named <= set(trailer)
+    recipe = trailer["restore"]
+    assert set(re.findall(r"`(\w+)`", restoring.split("\n\n")[2])) >= {*recipe, *recipe["pixels"]}
+    around = data[: recipe["stored_head"]] + data[len(data) - recipe["stored_tail"] :]
+    packed, outside = base64.b64decode(recipe["outside"]), b""
+    while len(outside) < recipe["outside_length"]:
+        place = len(outside) * len(around) // recipe["outside_length"]
+        dictionary = around[max(0, place - 8192) : place + 16384]
+        inflater = zlib.decompressobj(-15, zdict=dictionary)
+        outside += inflater.decompress(packed)
+        packed = inflater.unused_data
+    table = struct.unpack_from("<I", data, recipe["stored_head"] + 4)[0]
+    (length,) = struct.unpack_from("<I", data, recipe["stored_head"] + 12 + table)
+    start = recipe["stored_head"] + 16 + table
+    cells = imagecodecs.jpegls_decode(data[start : start + length])
+    head = outside[: recipe["head_length"]]
+    assert head + cells.tobytes() + outside[recipe["head_length"] :] == part.data
+    assert received(store, number) == part.data
 
 
 # --- what stays as it is --------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -264,6 +265,28 @@ def test_more_sop_classes_than_contexts_take_several_associations(store: Store) 
     assert {uid for uid, _ in peer.got.values()} == {IMPLICIT_LE}
     assert max(most) == 255  # PS3.8 9.3.2.2
     assert scp.associations > 2
+
+
+def test_a_peer_that_never_answers_the_same_twice_is_left_alone_for_a_while(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "REFUSED_SECONDS", 600.0)
+    peer = Peer()
+    moods = itertools.cycle((JPEG_2000, RLE, JPEG_LS, DEFLATED))
+
+    def answer(proposed: ProposedContext) -> ContextAnswer:
+        if proposed.abstract_syntax != VERIFICATION and proposed.id == 1:
+            peer.accepted = (next(moods),)
+        return peer.context(proposed)
+
+    with Odd(peer.answer, context=answer) as scp:
+        to(store, scp)
+        take_in_part(store, made.ct())
+        with forwarding(store):
+            until(lambda: "another thing" in last_error(store, 1), "it has been given up for now")
+            assert states_of(store) == ["queued"]
+            stays(lambda: scp.associations <= 1 + sender.FRUITLESS, "no more", seconds=0.5)
 
 
 # -- what has no way

@@ -11,7 +11,7 @@ from harness.waiting import until
 from powercut.load import Key, instance
 
 from edgepacs import config
-from edgepacs.custody import readout
+from edgepacs.custody import restore
 from edgepacs.errors import EdgePacsError
 from edgepacs.model import InstanceId, ObjectId
 from edgepacs.store import Store, audit, deliveries, instances, opened
@@ -88,9 +88,8 @@ def _compare_one(store: Store, key: Key, found: Findings) -> int:
 
 
 def _data(store: Store, row: Instance) -> bytes:
-    """The data set as it was received."""
-    with readout.sealed(store, row) as reader:
-        return b"".join(reader.chunks())
+    """The data set as it was received, however it stands at rest."""
+    return b"".join(restore.received_chunks(store, row))
 
 
 def _compare_row(store: Store, row: Row, found: Findings) -> None:

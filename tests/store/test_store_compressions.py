@@ -4,14 +4,14 @@ from itertools import pairwise
 
 import pytest
 from custody.pressing import claim, press, received, row
-from harness.made import ct, new_uid
+from harness.made import ct, instance, new_uid
 from harness.part10 import Part10
 from store.making import objects, take_in, take_in_part
 
 from edgepacs.custody.compress import compress
 from edgepacs.errors import Conflict
 from edgepacs.model import CompressionState, InstanceId, InstanceState, StudyId
-from edgepacs.pixels.syntaxes import JPEG_LS
+from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET, JPEG_LS
 from edgepacs.store import Store, audit, compressions, fsck, instances, studies
 from edgepacs.store.compressions import MAX_ATTEMPTS, Claim, Made, Selection
 from edgepacs.store.db import migrations
@@ -203,6 +203,21 @@ def test_the_choice_of_a_series_is_kept(store: Store):
         compressions.give_back(tx, claimed)
         compressions.again(tx, Selection(study=StudyId(1)), actor="test")
     assert all(one.choice == "" for one in claim(store, 8))
+
+
+def test_an_empty_slice_chooses_for_nobody_else(store: Store):
+    """Deflated it is smallest; the pictures behind it are not."""
+    study, series = new_uid(), new_uid()
+    empty = ct(study=study, series=series).dataset()
+    empty.PixelData = bytes(len(empty.PixelData))
+    first = take(store, instance(empty))
+    second = take(store, ct(study=study, series=series))
+    press(store)
+    stand = [row(store, number).transfer_syntax_uid for number in (first, second)]
+    assert stand == [DEFLATED_DATA_SET, JPEG_LS]
+    take(store, ct(study=study, series=series))
+    (claimed,) = claim(store)
+    assert claimed.choice == JPEG_LS
 
 
 def test_what_was_compressed_stays_so_when_doing_it_again_fails(store: Store):

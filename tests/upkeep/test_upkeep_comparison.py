@@ -269,7 +269,7 @@ def test_what_stands_compressed_is_compared_as_it_was_received(store: Store, oth
     )
 
 
-@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("planar", [0, 1])
 def test_colour_that_stands_compressed_is_the_same_colour(store: Store, planar: int) -> None:
     part = colour(planar=bool(planar))
     first = take_in_part(store, part)

@@ -401,3 +401,17 @@ def test_a_long_multi_frame_takes_no_more_memory_than_a_short_one(store: Store):
         again.update(chunk)
     assert again.digest() == digest.digest()
     assert fsck.check(store).sound
+
+
+def test_workers_leave_it_to_the_crew_when_to_end(store: Store):
+    """A service manager signals every process at once: nobody is blamed for that."""
+    store = with_workers(store)
+    parts = take(store, large(30))
+    with at_work(store) as crew:
+        until(lambda: at_a_job(crew), "a worker at work")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pids(crew)[0], number)
+        until_settled(store)
+    (found,) = compressions.results(store.db, Selection())
+    assert (found.state, found.attempts) == ("compressed", 1)
+    intact(store, parts)

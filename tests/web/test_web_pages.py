@@ -304,6 +304,14 @@ def test_import_and_download(store: Store, technologist: Person):
     assert file.data.endswith(one.data)
     assert part10.decode(one.data, one.transfer_syntax).PatientID == got.PatientID
 
+    implicit = technologist.client.get(f"/instances/1/file?transfer-syntax={part10.IMPLICIT_LE}")
+    got = dcmread(io.BytesIO(implicit.data))
+    assert got.file_meta.TransferSyntaxUID == part10.IMPLICIT_LE
+    assert got.PixelData == part10.decode(one.data, one.transfer_syntax).PixelData
+    for wrong, status in (("1.2.840.10008.1.2.4.102", 406), ("x", 400)):
+        answer = technologist.client.get(f"/instances/1/file?transfer-syntax={wrong}")
+        assert answer.status_code == status
+
 
 def test_queue(store: Store, technologist: Person, admin: Person):
     destination = add_destination(store)
