@@ -47,6 +47,7 @@ def _scp(store: Store, stop: threading.Event) -> None:
     with store.vault.writing():
         behind = [
             threading.Thread(target=store.vault.keep_blanks, args=(stop,)),
+            threading.Thread(target=store.db.keep_log_short, args=(stop,)),
             threading.Thread(target=_settle, args=(store, strays, stop)),
         ]
         for thread in behind:

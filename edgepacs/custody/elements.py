@@ -168,6 +168,8 @@ class _Writer:
                 written = self._changed(element, written, way)
             elif way.verbatim:
                 written = self._data[begin:at]
+            elif element.tag & 0xFFFF == 0:
+                written = b""  # a group length, wrong by now
             parts.append(written)
         return b"".join(parts), at
 

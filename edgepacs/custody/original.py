@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
+import numpy as np
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
@@ -145,11 +146,10 @@ class CodedPixels:
         """It is made of nothing else."""
 
     def value(self) -> Iterator[bytes]:
-        """The frames as one native value of even length; raises Undecodable, Unencodable."""
+        """The frames as one native value of even length; raises Undecodable."""
         bits, number = _frames_of(self.description)
-        if bits % 8 and number > 1:
-            raise Unencodable("Pixel data: frames do not begin at whole bytes")
-        yield from self.frames()
+        frames = self.frames()
+        yield from _joined(frames, bits) if bits % 8 and number > 1 else frames
         if self.length % 2:
             yield b"\0"
 
@@ -157,13 +157,25 @@ class CodedPixels:
     def length(self) -> int:
         """Bytes of the native frames, without padding."""
         bits, number = _frames_of(self.description)
-        return (bits + 7) // 8 * number
+        return (bits * number + 7) // 8
 
     @property
     def vr(self) -> bytes:
         """The VR of the native value (PS3.5 A.2)."""
         assert self.description is not None
         return b"OW" if self.description.bits_allocated > 8 else b"OB"
+
+
+def _joined(frames: Iterable[bytes], bits: int) -> Iterator[bytes]:
+    """Frames that do not fill their last byte, without gaps between them (PS3.5 8.1.1)."""
+    left = np.empty(0, "u1")
+    for frame in frames:
+        more = np.unpackbits(np.frombuffer(frame, "u1"), bitorder="little")[:bits]
+        left = np.concatenate((left, more))
+        whole = len(left) // 8 * 8
+        yield np.packbits(left[:whole], bitorder="little").tobytes()
+        left = left[whole:]
+    yield np.packbits(left, bitorder="little").tobytes()
 
 
 def _frames_of(description: PixelDescription | None) -> tuple[int, int]:

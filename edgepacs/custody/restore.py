@@ -81,7 +81,7 @@ def received_chunks(store: Store, instance: Instance) -> Iterator[bytes]:
     """The data set of an instance as it was received, bit for bit, in pieces.
 
     Its syntax is `received_syntax_uid`. Of a compressed object the last piece is held back until
-    the whole is known to be what was received. Raises NotFound, Tampered.
+    the whole is known to be what was received. Raises NotFound, Tampered, Undecodable.
     """
     _, stored = opened(store, instance)
     with stored:

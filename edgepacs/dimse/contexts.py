@@ -8,11 +8,31 @@ What nobody knows is accepted last and stored verbatim.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import MappingProxyType
 
-from pydicom._uid_dict import UID_dictionary
-
 from edgepacs.dimse.items import DEFAULT_ROLES, ContextResult, ProposedContext, Roles
+
+
+def _registry() -> Mapping[str, tuple[str, str, str, str, str]]:
+    """The UIDs of PS3.6 annex A as pydicom keeps them, without loading the rest of pydicom.
+
+    A receiver needs nothing else of it, and with numpy it would be 20 MB larger.
+    """
+    package = find_spec("pydicom")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0]) / "_uid_dict.py"
+    spec = spec_from_file_location("edgepacs_uid_registry", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.UID_dictionary  # type: ignore[no-any-return]
+
+
+_REGISTRY = _registry()
 
 VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
 STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"  # PS3.6 annex A
@@ -163,7 +183,7 @@ def is_storage(uid: str, service_class: str = "") -> bool:
     """
     if uid in _OTHER_SERVICES or uid in _NON_PATIENT:
         return False
-    entry = UID_dictionary.get(uid)
+    entry = _REGISTRY.get(uid)
     if entry is None:
         return service_class in ("", STORAGE_SERVICE_CLASS)
     name, kind = entry[0], entry[1]
@@ -198,7 +218,7 @@ def native_answer(proposed: ProposedContext, roles: Roles | None = None) -> Cont
 def _storage_sop_classes() -> dict[str, str]:
     return {
         uid: entry[0]
-        for uid, entry in UID_dictionary.items()
+        for uid, entry in _REGISTRY.items()
         if entry[1] == "SOP Class" and entry[0] and is_storage(uid)
     }
 

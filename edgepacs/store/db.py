@@ -30,6 +30,9 @@ from edgepacs.errors import (
 
 OLDEST_SQLITE = (3, 51, 3)  # earlier ones can corrupt a WAL database when it is reset
 _BUSY_MS = 30_000
+_LOG_PAGES = 1000  # of the write-ahead log, from which on `keep_log_short` empties it
+_LOG_PAGES_MOST = 8000  # from which on a writer does
+_LOG_SECONDS = 0.2
 _Record = TypeVar("_Record")
 Value = str | int | float | bytes | None
 
@@ -111,10 +114,13 @@ class Database:
         self._key = key
         self._idle: queue.LifoQueue[apsw.Connection] = queue.LifoQueue()
         self._write_lock = threading.Lock()
+        self._log_pages = 0
+        self._fault: StorageFault | None = None
         self._lock_file = path.with_name(path.name + ".lock").open("ab")
         with _translated(path):
             self._writer = self._connect()
             self._require_key()
+            self._writer.set_wal_hook(self._note_log)
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path))
@@ -140,27 +146,60 @@ class Database:
         connection.pragma("foreign_keys", 1)
         connection.pragma("cache_size", -4096)
         connection.pragma("trusted_schema", 0)
+        connection.pragma("wal_autocheckpoint", 0)  # `_checkpoint` says when it fails
+
+    def _note_log(self, _: apsw.Connection, __: str, pages: int) -> int:
+        """Called after every commit. In place of SQLite's own checkpoint, which hides errors."""
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def keep_log_short(self, stop: threading.Event) -> None:
+        """Until `stop`, carry what was committed from the log into the index, off every path."""
+        while not stop.wait(_LOG_SECONDS):
+            if self._log_pages >= _LOG_PAGES and self._fault is None:
+                with contextlib.suppress(StorageFault):  # `write` raises it
+                    self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Shorten the log; a failure is kept: another sync would answer yes for what is lost."""
+        try:
+            with _translated(self.path), self._connection() as connection:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._log_pages = 0
+        except (NoRoom, Busy):
+            return  # the log stays as it is until there is room
+        except StorageFault as fault:
+            self._fault = fault
+            raise
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[apsw.Connection]:
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
+            connection = self._connect()
+            self._configure(connection)
+        try:
+            yield connection
+        finally:
+            self._idle.put(connection)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
         """A snapshot for reading."""
-        with _translated(self.path):
-            try:
-                connection = self._idle.get_nowait()
-            except queue.Empty:
-                connection = self._connect()
-                self._configure(connection)
+        with _translated(self.path), self._connection() as connection:
             try:
                 connection.execute("BEGIN")
                 yield Transaction(connection)
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                self._idle.put(connection)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
         """The one way to write: durable when the block has ended, undone when it raised."""
+        if self._fault is not None:
+            raise StorageFault(str(self._fault))
         with self._write_lock, self._across_processes(), _translated(self.path):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -169,6 +208,8 @@ class Database:
             finally:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
+        if self._log_pages >= _LOG_PAGES_MOST:
+            self._checkpoint()
 
     @contextlib.contextmanager
     def _across_processes(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ between leaves an object only a tombstone names, which the sweep removes.
 
 from edgepacs.model import InstanceId, InstanceState, ObjectId, Receipt
 from edgepacs.store import Store, instances
-from edgepacs.telemetry import log
+from edgepacs.telemetry import failpoint, log
 
 
 def discard(store: Store, number: InstanceId, *, actor: str) -> None:
@@ -32,6 +32,7 @@ def _remove(store: Store, object_id: ObjectId) -> None:
 
     What was decided is durable by now: nobody must be told that it was not.
     """
+    failpoint("disposal.decided")
     try:
         store.vault.remove(object_id)
     except OSError as error:

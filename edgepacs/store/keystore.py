@@ -21,9 +21,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from edgepacs.config import Config, KeySource
-from edgepacs.errors import ConfigurationError, InvalidValue, Tampered, WrongKey
+from edgepacs.errors import (
+    ConfigurationError,
+    EdgePacsError,
+    InvalidValue,
+    StorageFault,
+    Tampered,
+    WrongKey,
+)
 from edgepacs.model import UID
 from edgepacs.store.files import storage_error, write_private
+from edgepacs.telemetry import failpoint
 
 MAGIC = b"EPKS\x01\0\0\0"
 KEY_LENGTH = 32
@@ -109,6 +117,7 @@ class Keystore:
         self._keys: dict[bytes, bytes] = {}
         self._read_up_to = self._synced_up_to = _HEADER
         self._lock = threading.Lock()
+        self._fault: StorageFault | None = None
         self._catch_up()
 
     @classmethod
@@ -163,6 +172,8 @@ class Keystore:
         """(name, key) for a study, made and synced to disk if it is the first of that study."""
         key_id = self.study_key_id(study_uid)
         with self._lock:
+            if self._fault is not None:  # another sync would answer yes for what is lost
+                raise StorageFault(str(self._fault))
             if key_id not in self._keys:
                 with self._exclusively():
                     self._catch_up()
@@ -178,8 +189,15 @@ class Keystore:
                 with self._path.open("rb") as file:
                     os.fsync(file.fileno())
             except OSError as error:
-                raise storage_error(error) from error
+                raise self._failed(error) from error
             self._synced_up_to = self._read_up_to
+
+    def _failed(self, error: OSError) -> EdgePacsError:
+        """The error in our words; one of the device is kept."""
+        found = storage_error(error)
+        if isinstance(found, StorageFault):
+            self._fault = found
+        return found
 
     def _derive(self, purpose: bytes) -> bytes:
         return hmac.digest(self._master, b"EdgePACS " + purpose, "sha256")
@@ -215,6 +233,7 @@ class Keystore:
             ) from None
 
     def _append(self, key_id: bytes, key: bytes) -> None:
+        self._sync()  # at most the last record may be torn
         record = key_id + _wrap(self._master, key, self._store_id + key_id)
         try:
             with self._path.open("r+b") as file:
@@ -223,9 +242,11 @@ class Keystore:
                 file.seek(self._read_up_to)
                 file.write(record)
                 file.flush()
+                failpoint("keystore.appended")
                 os.fsync(file.fileno())
         except OSError as error:
-            raise storage_error(error) from error
+            raise self._failed(error) from error
+        failpoint("keystore.synced")
         self._accept(record)
         self._read_up_to += _RECORD
         self._synced_up_to = self._read_up_to

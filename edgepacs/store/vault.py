@@ -24,6 +24,7 @@ from edgepacs.store import seal
 from edgepacs.store.files import storage_error, sync_directory
 from edgepacs.store.fingerprint import Fingerprint
 from edgepacs.store.keystore import Keystore
+from edgepacs.telemetry import failpoint
 
 _SHARDS = 256
 _OBJECT_NAME = re.compile("[0-9a-f]{32}")
@@ -95,7 +96,9 @@ class ObjectWriter:
         self._put(b"".join((last, ending)))
         try:
             os.pwrite(self._fd, self._sealer.header(key_id, study_key), 0)
+            failpoint("object.written")
             os.fdatasync(self._fd)
+            failpoint("object.synced")
             self._close()
             if not self._named:
                 sync_directory(self._path.parent)
@@ -284,22 +287,33 @@ class Vault:
         """
         while not stop.is_set():
             if len(self._blanks) <= _BLANKS_LOW:
-                with contextlib.suppress(NoRoom):  # `new` says so to whoever asks
+                try:
                     self._blanks.extend(self._some_blanks())
+                except (NoRoom, Busy):
+                    pass  # `new` says so to whoever asks
+                except StorageFault as fault:
+                    self.condemn(fault)
+                    break
             self._blank_used.wait(_BLANK_SECONDS)
             self._blank_used.clear()
         while self._blanks:
-            blank = self._blanks.popleft()
-            os.close(blank.fd)
-            blank.path.unlink(missing_ok=True)
+            _drop(self._blanks.popleft())
 
     def _some_blanks(self) -> list[Blank]:
         """A batch in one folder, so that one directory sync names them all."""
         self.require_room()
         shard = secrets.token_bytes(1)
         names = [shard + secrets.token_bytes(15) for _ in range(_BLANKS_AT_ONCE)]
-        blanks = [self._blank(name, named=True) for name in names]
-        sync_directory(blanks[0].path.parent)
+        blanks: list[Blank] = []
+        try:
+            blanks.extend(self._blank(name, named=True) for name in names)
+            failpoint("blanks.made")
+            sync_directory(blanks[0].path.parent)
+        except BaseException:
+            for blank in blanks:
+                _drop(blank)
+            raise
+        failpoint("blanks.named")
         return blanks
 
     def condemn(self, fault: StorageFault) -> None:
@@ -424,6 +438,12 @@ class Vault:
 def new_object_id() -> ObjectId:
     """An object id nobody else has."""
     return ObjectId(secrets.token_bytes(16))
+
+
+def _drop(blank: Blank) -> None:
+    with contextlib.suppress(OSError):  # the sweep finds it
+        os.close(blank.fd)
+        blank.path.unlink(missing_ok=True)
 
 
 def _is_object(entry: os.DirEntry[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import re
 import struct
@@ -31,6 +32,7 @@ from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET, HTJ2K, JPEG_LS, JPEG_XL,
 from edgepacs.store import Store, compressions, fsck
 from edgepacs.store.compressions import Made, Selection
 from edgepacs.store.instances import Draft
+from edgepacs.store.rebuild import rebuild
 from edgepacs.store.vault import new_object_id
 
 
@@ -389,6 +391,34 @@ def test_restoring_other_bytes_than_received_is_tampering(store: Store):
     assert len(b"".join(pieces)) < len(part.data)
 
 
+def test_what_version_0_1_sealed_is_proved_by_its_sha256(store: Store):
+    part = picture()
+    number = take(store, part)
+    now = row(store, number)
+    with store.vault.open(now.object_id) as reader:
+        trailer = reader.trailer()
+    digest = hashlib.sha256(part.data).digest()
+    del trailer["received_digest"]
+    key_id, key = store.keystore.ensure_study_key(trailer["study_instance_uid"])
+    writer = store.vault.new(now.sop_instance_uid)
+    writer.write(part.data)
+    size = writer.finish(key_id, key, {**trailer, "received_sha256": digest.hex()})
+    with store.db.write() as tx:
+        tx.run(
+            "UPDATE instance SET object_id = ?, sealed_length = ?, received_digest = ?",
+            writer.object_id,
+            size,
+            b"\x01" + digest,
+        )
+    store.vault.remove(now.object_id)
+    assert fsck.check(store).sound
+    assert isinstance(press(store)[number], Made)
+    assert comes_back(store, number, part)
+    with store.vault.open(row(store, number).object_id) as reader:
+        assert reader.trailer()["received_digest"] == "01" + digest.hex()
+    assert fsck.check(store).sound
+
+
 def test_an_instance_that_has_changed_is_refused(store: Store):
     part = picture()
     take(store, part)
@@ -501,6 +531,38 @@ def test_a_compressed_orphan_is_adopted_where_nothing_else_is_left(store: Store)
     assert now.transfer_syntax_uid == JPEG_LS
     assert now.native_digest is not None
     assert comes_back(store, number, part)
+
+
+@pytest.mark.parametrize("swapped", [0, 1])
+def test_an_index_made_again_after_a_crash_between_two_objects(store: Store, swapped: int):
+    """Both objects of an instance are there, before the swap or after it."""
+    part, other = picture(), picture(gradient(seed=2))
+    number = take(store, part)
+    (claimed,) = claim(store)
+    made = compress(store, claimed, new_object_id())
+    assert isinstance(made, Made)
+    if swapped:
+        with store.db.write() as tx:
+            compressions.swap(tx, claimed, made)
+    pressed(store, other)
+    store.db.close()
+    for path in store.paths.data_dir.glob("index.db*"):
+        path.unlink()
+    assert rebuild(store.config).instances == 2
+    again = Store.open(store.config)
+    try:
+        assert len(objects(again)) == 3
+        assert fsck.sweep(again).removed == 1
+        assert fsck.check(again).sound
+        by_uid = {one.sop_instance: one for one in (part, other)}
+        for each in (row(again, InstanceId(1)), row(again, InstanceId(2))):
+            assert received(again, each.id) == by_uid[each.sop_instance_uid].data
+        press(again)
+        assert {row(again, InstanceId(n)).transfer_syntax_uid for n in (1, 2)} == {JPEG_LS}
+        assert number == 1
+        assert fsck.check(again).sound
+    finally:
+        again.close()
 
 
 def test_nothing_is_made_again_of_a_study_whose_key_is_gone(store: Store):

@@ -125,7 +125,7 @@ def test_without_descriptors_it_answers_or_refuses_and_recovers(
                     assert answer.out_of_resources, answer
                     assert answer.comment
                     refused += 1
-            for _ in range(20):
+            for _ in range(3):
                 with suppress(PeerError):
                     stores(box, made.ct())
         assert refused

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dimse.dimse_node import Script
 from harness.waiting import free_port, until
 from store.making import node_in
 
 from edgepacs import config
+from edgepacs.dimse.pdu import PduType
 from edgepacs.model import Service
 from edgepacs.scp.listener import Listener
 from edgepacs.store import Store, peers
@@ -46,6 +48,14 @@ class Serving:
     ) -> None:
         with self.store.db.write() as tx:
             peers.add_ae(tx, title=title, host=host, port=104, services=services, actor="test")
+
+    def rejection(self, calling: str = "HARNESS", called: str = "EDGEPACS") -> tuple[int, int, int]:
+        """Result, source and reason of an A-ASSOCIATE-RJ as they stand on the wire."""
+        peer = Script(self.port)
+        kind, body = peer.associate(calling_ae=calling, called_ae=called)
+        peer.close()
+        assert kind == PduType.ASSOCIATE_RJ
+        return body[1], body[2], body[3]
 
     def idle(self) -> None:
         """Wait until every association has ended."""

@@ -12,7 +12,6 @@ from dimse.dimse_node import Script
 from harness import sender
 from harness.made import CT, ct
 from harness.part10 import EXPLICIT_LE, Part10
-from harness.sender import Rejected
 from harness.waiting import free_port, until
 from scp.serving import Serving, serving
 from store.making import objects
@@ -24,18 +23,12 @@ from edgepacs.scp import listener
 from edgepacs.store import peers
 from edgepacs.store.peers import Allowance
 
-LIMIT_EXCEEDED = (3, 2)  # PS3.8 9.3.4: source, reason
+LIMIT_EXCEEDED = (2, 3, 2)  # PS3.8 9.3.4: transient, by the provider (presentation)
 
 
 def let(node: Serving, title: str, **allowance: int) -> None:
     with node.store.db.write() as tx:
         peers.allow(tx, title, Allowance(**allowance), actor="test")
-
-
-def rejection(node: Serving, calling: str = "HARNESS") -> tuple[int, int]:
-    with pytest.raises(Rejected) as caught, sender.association(node.port, calling=calling):
-        pass
-    return caught.value.source, caught.value.reason
 
 
 def calling(node: Serving, title: str = "HARNESS", port: int = 0) -> Association:
@@ -60,7 +53,7 @@ def test_an_ae_at_its_cap_is_refused_for_now_and_others_are_not(node: Serving) -
     with ExitStack() as open_ones:
         for _ in range(2):
             open_ones.enter_context(calling(node))
-        assert rejection(node) == LIMIT_EXCEEDED
+        assert node.rejection() == LIMIT_EXCEEDED
         assert sender.echo(node.port, calling="OTHER")
     node.idle()
     assert sender.echo(node.port)
@@ -70,10 +63,10 @@ def test_an_ae_at_its_cap_is_refused_for_now_and_others_are_not(node: Serving) -
 def test_a_cap_that_is_raised_counts_from_the_next_association_on(node: Serving) -> None:
     let(node, "HARNESS", max_associations=1)
     with calling(node):
-        assert rejection(node) == LIMIT_EXCEEDED
+        assert node.rejection() == LIMIT_EXCEEDED
         let(node, "HARNESS", max_associations=2)
         with calling(node):
-            assert rejection(node) == LIMIT_EXCEEDED
+            assert node.rejection() == LIMIT_EXCEEDED
 
 
 def test_no_ae_can_take_every_place_of_the_node(tmp_path: Path) -> None:
@@ -83,9 +76,9 @@ def test_no_ae_can_take_every_place_of_the_node(tmp_path: Path) -> None:
         let(node, "HARNESS", max_associations=1000)
         for _ in range(6):
             open_ones.enter_context(calling(node))
-        assert rejection(node) == LIMIT_EXCEEDED
+        assert node.rejection() == LIMIT_EXCEEDED
         with calling(node, "OTHER"):
-            assert rejection(node, "OTHER") == LIMIT_EXCEEDED  # it has one
+            assert node.rejection("OTHER") == LIMIT_EXCEEDED  # it has one
             assert sender.echo(node.port, calling="THIRD")
 
 
