@@ -34,7 +34,8 @@ from harness.box import Box
 from harness.waiting import until
 
 from bench import instances, machine, report
-from bench.sender import Crew, Names, Order, Report
+from bench.instances import Names
+from bench.sender import Crew, Order, Report
 from bench.servers import EdgePacs, Nagle, StoreScp, environment
 
 CONDITIONS = ("alone", "pages", "forward", "both")

@@ -22,15 +22,11 @@ _LAST_PLACES = 4  # one in so many places is kept for AEs that have none
 
 @dataclass(slots=True)
 class Share:
-    """What one AE has: places, instances at work, and what waits for a turn, in order.
-
-    Instances that have begun come before those that have not, so that few are under way.
-    """
+    """What one AE has: places, instances at work, and those that wait for a turn, in order."""
 
     places: int = 0
     working: int = 0
-    begun: deque[threading.Lock] = field(default_factory=deque)
-    new: deque[threading.Lock] = field(default_factory=deque)
+    waiting: deque[threading.Lock] = field(default_factory=deque)
     last: float = 0.0  # when it last took or ended a turn (monotonic)
 
     def sends(self, now: float) -> bool:
@@ -75,8 +71,8 @@ class Shares:
             share.places -= 1
             self._taken -= 1
 
-    def begin(self, share: Share, waiting: deque[threading.Lock]) -> None:
-        """Return when an instance of this AE may be worked at; until then it is in `waiting`."""
+    def begin(self, share: Share) -> None:
+        """Return when an instance of this AE may be worked at."""
         with self._lock:
             share.last = now = monotonic()
             if self._may_work(share, now):
@@ -84,7 +80,7 @@ class Shares:
                 return
             mine = threading.Lock()
             mine.acquire()
-            waiting.append(mine)
+            share.waiting.append(mine)
         mine.acquire()  # until `end` hands a turn on
 
     def end(self, share: Share) -> None:
@@ -92,9 +88,9 @@ class Shares:
         with self._lock:
             share.last = now = monotonic()
             share.working -= 1
-            while (waiting := share.begun or share.new) and self._may_work(share, now):
+            while share.waiting and self._may_work(share, now):
                 share.working += 1
-                waiting.popleft().release()
+                share.waiting.popleft().release()
 
     def _may_work(self, share: Share, now: float) -> bool:
         if share.working < AT_WORK:
@@ -115,22 +111,21 @@ class Place:
     def turns(self, fragments: Iterable[memoryview]) -> Iterator[memoryview]:
         """The fragments of one data set, each handed on in its turn; what follows has one as well.
 
-        While the next fragment is awaited there is no turn: a slow line costs nobody his. The
+        While the next fragment is awaited there is no turn: a slow line costs nobody a turn. The
         last one ends with `rest`. Raises LimitExceeded when the data set is too long.
         """
-        length, waiting = 0, self._share.new
+        length = 0
         for fragment in fragments:
             length += len(fragment)
             if length > self._object_bytes:
                 raise LimitExceeded(f"data set: longer than {self._object_bytes >> 20} MiB")
-            self._work(waiting)
+            self._work()
             yield fragment
             self.rest()
-            waiting = self._share.begun
-        self._work(waiting)
+        self._work()
 
-    def _work(self, waiting: deque[threading.Lock]) -> None:
-        self._shares.begin(self._share, waiting)
+    def _work(self) -> None:
+        self._shares.begin(self._share)
         self._working = True
 
     def rest(self) -> None:

@@ -8,6 +8,7 @@ import re
 import struct
 import warnings
 import zlib
+from itertools import islice
 from pathlib import Path
 
 import imagecodecs
@@ -23,6 +24,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from store.making import element, objects, opened_store, take_in_part
 
+from edgepacs.clock import processor_ms
 from edgepacs.custody import compress as compressing
 from edgepacs.custody import readout, restore
 from edgepacs.custody.compress import Kept, compress
@@ -34,6 +36,7 @@ from edgepacs.store.compressions import Made, Selection
 from edgepacs.store.instances import Draft
 from edgepacs.store.rebuild import rebuild
 from edgepacs.store.vault import new_object_id
+from edgepacs.upkeep.crew import Limits
 
 
 def take(store: Store, part: Part10) -> InstanceId:
@@ -321,6 +324,34 @@ def test_what_came_compressed_is_never_touched(store: Store):
     assert len(taken) > 5
     assert press(store) == {}
     assert all(sealed(store, number) == part.data for number, part in taken.items())
+
+
+@pytest.mark.bad_input(51)
+def test_indices_beyond_the_palette_come_back(store: Store):
+    """They are numbers like any other: nothing looks them up here."""
+    dataset = picture(gradient(depth=8).astype("u1")).dataset()
+    dataset.PhotometricInterpretation = "PALETTE COLOR"
+    dataset.add_new(0x00281101, "US", [4, 0, 16])
+    dataset.add_new(0x00281201, "OW", bytes(8))
+    part = instance(dataset)
+    number, made = pressed(store, part)
+    assert isinstance(made, Made)
+    assert comes_back(store, number, part)
+
+
+def test_a_head_of_a_million_elements_takes_bounded_time(store: Store):
+    count = corpus.count(200_000, 2_000_000)
+    tags = (
+        (group, element) for group in range(0x5001, 0x50FF, 2) for element in range(4096, 65535)
+    )
+    many = b"".join(struct.pack("<HH2sH", *tag, b"LO", 0) for tag in islice(tags, count))
+    part = picture()
+    at = part.data.index(b"\xe0\x7f\x10\0OW\0\0")
+    part = Part10(**{**fields(part), "data": part.data[:at] + many + part.data[at:]})
+    begin = processor_ms()
+    number, _ = pressed(store, part)
+    assert processor_ms() - begin < 1000 * Limits().seconds(len(part.data))
+    assert comes_back(store, number, part)
 
 
 def test_elements_out_of_order_are_left_as_they_are(store: Store):

@@ -66,7 +66,7 @@ def value(one: DataElement, *, big: bool) -> object:
         return b"".join(struct.pack("<H", number & 0xFFFF) for number in numbers).rstrip(b"\0 ")
     if isinstance(one.value, bytes):
         return one.value.rstrip(b"\0 ")
-    return str(one.value)
+    return str(one.value or "") if one.VM == 0 else str(one.value)
 
 
 def test_every_native_data_set_means_the_same_in_every_encoding():

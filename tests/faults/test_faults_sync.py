@@ -204,7 +204,6 @@ def _store_until(
     until(once, "the fault was met", every=0.0)
 
 
-@pytest.mark.xfail(reason="a batch of blanks is forgotten when one cannot be made", strict=True)
 def test_a_pool_that_cannot_be_filled_for_want_of_room_leaves_nothing_behind(
     new_box: MakeBox, running: MakeNode
 ) -> None:
@@ -226,7 +225,7 @@ def test_a_pool_that_cannot_be_filled_for_want_of_room_leaves_nothing_behind(
 
 
 @pytest.mark.xfail(
-    reason="the keeper's thread dies of it, and nobody is told", strict=True, raises=TimeoutExpired
+    reason="the listener looks only at faults of its own", strict=True, raises=TimeoutExpired
 )
 def test_a_folder_that_cannot_be_synced_stops_the_receiver(
     new_box: MakeBox, running: MakeNode
@@ -245,7 +244,6 @@ def test_a_folder_that_cannot_be_synced_stops_the_receiver(
     intact(box, acknowledged)
 
 
-@pytest.mark.xfail(reason="SQLite keeps such an error to itself", strict=True)
 def test_a_checkpoint_that_fails_is_noticed_and_loses_nothing(
     new_box: MakeBox, running: MakeNode
 ) -> None:

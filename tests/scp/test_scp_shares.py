@@ -99,7 +99,7 @@ def at_work(instances: list[Instance]) -> int:
 
 
 def waiting(among: Shares, title: AETitle) -> int:
-    return len(among._shares[title].new)
+    return len(among._shares[title].waiting)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_while_another_sends_an_ae_has_few_at_work(
     until(other.at_work.is_set, "the other AE waits for none of them")
     next(one for one in instances if one.at_work.is_set()).go_on.set()
     until(lambda: at_work(instances) == AT_WORK, "the next has its turn")
-    assert waiting(among, A) == 6 - AT_WORK - 1
+    assert waiting(among, A) == 6 - AT_WORK
 
 
 def test_who_waits_is_let_go_once_the_others_are_silent(
@@ -223,6 +223,6 @@ def test_many_threads_of_many_aes_all_come_to_an_end() -> None:
     assert done == {A: 1600, B: 600, C: 200}
     assert most[C] == 1
     assert all(
-        (share.places, share.working, len(share.begun), len(share.new)) == (0, 0, 0, 0)
+        (share.places, share.working, len(share.waiting)) == (0, 0, 0)
         for share in among._shares.values()
     )
