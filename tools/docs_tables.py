@@ -5,6 +5,8 @@ one is out of date.
 """
 
 import ast
+import importlib
+import pkgutil
 import re
 import sys
 import tomllib
@@ -16,9 +18,10 @@ from typing import TypeVar
 import click
 from pydicom._uid_dict import UID_dictionary
 
+import edgepacs
 from edgepacs import errors, model
 from edgepacs.cli import cli
-from edgepacs.dimse import contexts, faults, status
+from edgepacs.dimse import contexts, status
 from edgepacs.pixels.syntaxes import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,8 +128,10 @@ def _family(kind: type[errors.EdgePacsError]) -> Iterator[type[errors.EdgePacsEr
 
 
 def error_classes() -> list[type[errors.EdgePacsError]]:
-    """Every error, parents before children; those of the association engine among them."""
-    assert issubclass(faults.ProtocolError, errors.EdgePacsError)  # the engine's are loaded
+    """Every error, parents before children, wherever it is defined."""
+    for module in pkgutil.walk_packages(edgepacs.__path__, "edgepacs."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     return list(dict.fromkeys(_family(errors.EdgePacsError)))
 
 

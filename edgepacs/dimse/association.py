@@ -102,6 +102,7 @@ class Association:
         self._at = 0
         self._data: IncomingData | None = None  # the data set being received
         self._between = True  # no message is being received
+        self._released = False  # as the peer asked
         self._early: deque[Message] = deque()
         self._message_id = 0
         self._cancels = 0
@@ -146,7 +147,7 @@ class Association:
     @property
     def is_open(self) -> bool:
         """Whether messages can still be exchanged."""
-        return self._line.is_open
+        return self._line.is_open and not self._released
 
     def accepted(self, abstract_syntax: str, transfer_syntax: str | None = None) -> int | None:
         """ID of an accepted presentation context; without `transfer_syntax`, of any syntax."""
@@ -162,14 +163,14 @@ class Association:
     def messages(self) -> Iterator[Message]:
         """Requests in the order they come, until the peer releases the association.
 
-        Answers A-RELEASE-RP itself. Raises ProtocolError, LimitExceeded and PeerUnreachable,
-        each after having aborted where the peer still listens.
+        Answers A-RELEASE-RP itself; `close` then waits for the peer to close. Raises ProtocolError,
+        LimitExceeded and PeerUnreachable, each after having aborted where the peer still listens.
         """
         while True:
             try:
                 message = self._next_request()
             except _Released:
-                self._answer_release()
+                self._confirm_release()
                 return
             except EdgePacsError as error:
                 self._fail(error)
@@ -479,16 +480,16 @@ class Association:
         if collided and self.agreement.side is Side.ACCEPTOR:
             self._line.send(pdu.RELEASE_RP)  # AR-4
 
-    def _answer_release(self) -> None:
-        """A-RELEASE-RP, then the requestor closes (PS3.8 9.2, AR-4, Sta13)."""
-        if self._line.is_open:
-            try:
+    def _confirm_release(self) -> None:
+        """A-RELEASE-RP; closing is the requestor's then (PS3.8 9.2, AR-4, Sta13)."""
+        self._released = True
+        with suppress(PeerUnreachable):  # it has gone, which is what it asked for
+            if self._line.is_open:
                 self._line.send(pdu.RELEASE_RP)
-                self._line.drain(monotonic() + min(self._limits.artim, self._limits.linger))
-            except PeerUnreachable:
-                return  # it has gone, which is what it asked for
-            finally:
-                self._line.close()
+
+    def _answer_release(self) -> None:
+        self._confirm_release()
+        self.close()
 
     def abort(self) -> None:
         """Abort as the service user (PS3.8 9.3.8) and end the connection; from any thread.
@@ -499,7 +500,12 @@ class Association:
             self._line.interrupt(_USER_ABORT)
 
     def close(self) -> None:
-        """Close the connection without a word; again is harmless."""
+        """Close the connection without a word; again is harmless.
+
+        After a release the peer has until the linger limit to be the first.
+        """
+        if self._released and self._line.is_open:
+            self._line.drain(monotonic() + min(self._limits.artim, self._limits.linger))
         self._line.close()
 
     def _fail(self, error: EdgePacsError) -> None:
@@ -531,7 +537,7 @@ class Association:
         return AssociationAborted(abort.source, abort.reason)
 
     def _require_open(self) -> None:
-        if not self._line.is_open:
+        if not self.is_open:
             raise AssociationClosed("the association is no longer open")
 
     # --- sending ---------------------------------------------------------------------------

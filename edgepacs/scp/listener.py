@@ -199,7 +199,7 @@ class Listener:
             gate.leave()
 
     def _serve(self, number: int, association: Association, gate: Gate) -> None:
-        attendant = Attendant(self._store, association, self._note_fault)
+        attendant = Attendant(self._store, association, gate.place, self._note_fault)
         try:
             with association:
                 attendant.serve()

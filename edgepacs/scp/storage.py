@@ -7,6 +7,7 @@ from edgepacs.custody import ingest
 from edgepacs.dimse import Association, Field, Message
 from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError, StorageFault
 from edgepacs.model import UID, AETitle, Arrival, Caller, Origin, uid
+from edgepacs.scp.shares import Place
 from edgepacs.store import Store
 from edgepacs.store.incidents import Incident
 
@@ -16,16 +17,21 @@ UNRECOGNISED_OPERATION = 0x0211  # PS3.7 C.5.20
 
 
 class Attendant:
-    """Serves the messages of one association, in order.
+    """Serves the messages of one association, in order; what it takes in, in turns of its place.
 
     `on_fault` is told when the storage device failed: after that nothing may be acknowledged.
     """
 
     def __init__(
-        self, store: Store, association: Association, on_fault: Callable[[StorageFault], None]
+        self,
+        store: Store,
+        association: Association,
+        place: Place,
+        on_fault: Callable[[StorageFault], None],
     ) -> None:
         self._store = store
         self._association = association
+        self._place = place
         self._on_fault = on_fault
         agreement = association.agreement
         self._caller = Caller(
@@ -54,15 +60,18 @@ class Attendant:
     def _store_instance(self, message: Message) -> None:
         """C-STORE (PS3.4 B.2.3): Success only when the instance is durable and known."""
         try:
-            receipt = ingest.receive(self._store, self._arrival(message), _data(message))
+            fragments = self._place.turns(_data(message))
+            receipt = ingest.receive(self._store, self._arrival(message), fragments)
         except PeerError:
             raise  # the association itself is over: there is nobody to answer
         except EdgePacsError as error:
+            self._place.rest()
             self.refused += 1
             if isinstance(error, StorageFault):
                 self._on_fault(error)
             self._refuse(message, error)
         else:
+            self._place.rest()
             self.stored += 1
             self._caller = replace(self._caller, number=receipt.association)
             self._association.respond(message, SUCCESS)

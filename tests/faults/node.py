@@ -17,7 +17,8 @@ import psutil
 from faults.syscalls import Rule, Storage
 from harness import fault, made
 from harness.box import Box
-from harness.part10 import EXPLICIT_LE, Part10
+from harness.browser import Browser
+from harness.part10 import EXPLICIT_LE, Part10, part10_file
 from harness.waiting import until
 
 from edgepacs import config
@@ -168,6 +169,13 @@ def stores(box: Box, one: Part10) -> Answer:
     """Send `one` on an association of its own."""
     with associate(box) as association:
         return store(association, one)
+
+
+def upload(browser: Browser, one: Part10) -> int:
+    """Import `one` through the web; the HTTP status."""
+    file = part10_file(one.sop_class, one.sop_instance, one.transfer_syntax, one.data)
+    headers = {"Content-Type": "application/dicom"}
+    return browser.request("POST", "/import", body=file, headers=headers).status
 
 
 @dataclass(slots=True)

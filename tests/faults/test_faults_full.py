@@ -22,12 +22,12 @@ from faults.node import (
     store,
     stores,
     tidy,
+    upload,
 )
 from faults.syscalls import Call, Deed, Part, Record, Trap
-from harness import contract, corpus, made, part10
+from harness import contract, corpus, made
 from harness.box import Box
 from harness.browser import Browser
-from harness.part10 import Part10
 from harness.waiting import until
 
 from edgepacs.errors import NoRoom
@@ -313,16 +313,16 @@ def test_console_and_commands_work_while_modalities_are_refused(
     assert stores(box, made.ct()).out_of_resources
     browser, uploader = box.login(), box.browser(token=contract.token(box, "technologist"))
     _reading_works(browser)
-    assert _upload(uploader, made.ct()) == 507
+    assert upload(uploader, made.ct()) == 507
     box.cli("quarantine", "discard", str(number))
     tmpfs.fill()
     assert stores(box, made.ct()).out_of_resources
     _reading_works(browser)
     for command in (("study", "list"), ("fsck",)):
         box.run(*command)
-    assert _upload(uploader, made.ct()) == 507
+    assert upload(uploader, made.ct()) == 507
     tmpfs.free()
-    assert _upload(uploader, made.ct()) == 200
+    assert upload(uploader, made.ct()) == 200
     intact(box, {})
     tidy(box)
 
@@ -331,12 +331,6 @@ def _reading_works(browser: Browser) -> None:
     for path in ("/studies", "/studies/1", "/studies/1.json", "/queue", "/system", "/healthz"):
         assert browser.get(path).status == 200, path
     assert browser.get("/instances/1/file").status == 200
-
-
-def _upload(browser: Browser, one: Part10) -> int:
-    file = part10.part10_file(one.sop_class, one.sop_instance, one.transfer_syntax, one.data)
-    headers = {"Content-Type": "application/dicom"}
-    return browser.request("POST", "/import", body=file, headers=headers).status
 
 
 @pytest.mark.xfail(reason="nothing is kept back for acts that make room", strict=True)

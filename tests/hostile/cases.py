@@ -195,6 +195,7 @@ below anew from the marks; a test holds it to them.
       hostile/test_hostile_data.py::test_a_receiver_has_no_codecs_to_decode_with
       pixels/test_pixels_hostile.py::test_attributes_that_cannot_be
 51  S, decode R: palette index out of bounds
+      custody/test_custody_compress.py::test_indices_beyond_the_palette_come_back
       hostile/test_hostile_data.py::test_a_lie_is_stored_as_it_came_and_decoded_nowhere
       hostile/test_hostile_data.py::test_a_receiver_has_no_codecs_to_decode_with
       pixels/test_pixels_render.py::test_palette_index_out_of_bounds

@@ -162,7 +162,7 @@ def deflated(data: bytes, zeros: int = 0) -> bytes:
             (SEQ + ITEM) * 240 + small(),
             EXPLICIT_LE,
             0xC000,
-            "up to its SOP Class UID (0008,0016): nested-too-deep",
+            "nested-too-deep, limit 32, before (0008,0016)",
             marks=bad_input(37),
             id="240 deep",
         ),

@@ -82,6 +82,20 @@ def test_no_ae_can_take_every_place_of_the_node(tmp_path: Path) -> None:
             assert sender.echo(node.port, calling="THIRD")
 
 
+def test_a_peer_that_is_slow_to_close_keeps_no_place(node: Serving) -> None:
+    """One association for each instance, as many modalities send: the next finds its place."""
+    let(node, "HARNESS", max_associations=1)
+    with ExitStack() as slow_to_close:
+        for _ in range(5):
+            peer = Script(node.port)
+            slow_to_close.callback(peer.close)
+            assert peer.associate(calling_ae="HARNESS")[0] == pdu.PduType.ASSOCIATE_AC
+            peer.send(pdu.RELEASE_RQ)
+            assert peer.pdu()[0] == pdu.PduType.RELEASE_RP
+            until(lambda: node.listener._shares._taken == 0, "the place is free")
+        assert len(node.listener._threads) > 1  # they are still waited for
+
+
 def test_every_end_of_an_association_gives_its_place_back(node: Serving) -> None:
     let(node, "HARNESS", max_associations=1)
     for end in ("release", "abort", "reset", "broken"):

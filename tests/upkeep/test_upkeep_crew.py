@@ -295,7 +295,8 @@ def test_workers_stand_still_while_modalities_send(store: Store, monkeypatch: py
         until(lambda: at_a_job(crew), "a worker at work")
         take(store, ct())
         until(lambda: crew._workers[0].stopped, "the worker stands still")
-        assert psutil.Process(pids(crew)[0]).status() == psutil.STATUS_STOPPED
+        worker = psutil.Process(pids(crew)[0])
+        until(lambda: worker.status() == psutil.STATUS_STOPPED, "the kernel has stopped it")
         until(lambda: not crew._workers[0].stopped, "it goes on")
         until_settled(store)
 

@@ -11,6 +11,7 @@ from werkzeug.test import TestResponse
 
 from edgepacs.model import DeliveryState, InstanceState, Outcome, Role, Service, StudyState
 from edgepacs.store import Store, deliveries, instances, peers, studies, users
+from edgepacs.store.peers import RefusedAE
 from edgepacs.web import create_app
 from edgepacs.web.study_list import PAGE as ROWS
 
@@ -350,9 +351,17 @@ def test_the_queue_never_lets_a_rejected_study_go(store: Store, admin: Person):
 
 def test_system_page(store: Store, admin: Person):
     add_destination(store)
-    peers.note_refused(
-        store.db, calling_ae="CT<9>", called_ae="EDGEPACS", host="192.0.2.9", reason="unknown"
+    caller = RefusedAE(
+        calling_ae="CT<9>",
+        called_ae="EDGEPACS",
+        host="192.0.2.9",
+        reason="unknown",
+        times=1,
+        first_ms=1,
+        last_ms=1,
     )
+    with store.db.write() as tx:
+        peers.note_refused(tx, [caller])
     page = admin.get("/system").text
     for shown in ("Central PACS", "127.0.0.1:11199", "CT&lt;9&gt;", "192.0.2.9", "Free", "admin"):
         assert shown in page, shown
