@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Self
 
 import psutil
+import pytest
 from faults.syscalls import Rule, Storage
-from harness import fault, made
+from harness import corpus, fault, made
 from harness.box import Box
 from harness.browser import Browser
 from harness.part10 import EXPLICIT_LE, Part10, part10_file
@@ -29,6 +30,7 @@ from edgepacs.errors import EdgePacsError, PeerError
 from edgepacs.model import UID, AETitle
 from edgepacs.store import Store, fsck, instances, opened
 
+SOAK = pytest.mark.skipif(not corpus.soak(), reason="run by make soak")
 STORAGE_FAULT = 74  # EX_IOERR: a supervisor starts it again
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")

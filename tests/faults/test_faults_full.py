@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from faults.disks import Ext4, SmallDisk, Tmpfs
 from faults.node import (
+    SOAK,
     Answer,
     MakeNode,
     associate,
@@ -85,11 +86,11 @@ _STAYS = pytest.mark.xfail(
 @pytest.mark.parametrize(
     ("deed", "part", "number"),
     [
-        pytest.param(Deed.WRITE, Part.OBJECT, 1, id="the first chunk"),
+        pytest.param(Deed.WRITE, Part.OBJECT, 1, id="the first chunk", marks=SOAK),
         pytest.param(Deed.WRITE, Part.OBJECT, 3, id="a later chunk"),
         pytest.param(Deed.WRITE, Part.KEYSTORE, 1, id="the keystore"),
         pytest.param(Deed.WRITE, Part.LOG, 1, id="the index", marks=_STAYS),
-        pytest.param(Deed.WRITE, Part.LOG, 8, id="the middle of the index", marks=_STAYS),
+        pytest.param(Deed.WRITE, Part.LOG, 8, id="the middle of the index", marks=[_STAYS, SOAK]),
     ],
 )
 def test_full_in_the_middle_of_an_object(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults.node import (
+    SOAK,
     MakeNode,
     Tally,
     associate,
@@ -73,6 +74,7 @@ def test_killed_at_any_call_while_four_send(new_box: MakeBox, running: MakeNode)
     intact(box, tally.acknowledged)
 
 
+@SOAK
 def test_killed_under_serve_the_receiver_comes_back_by_itself(
     new_box: MakeBox, running: MakeNode
 ) -> None:
@@ -178,7 +180,7 @@ def test_without_memory_for_a_thread_the_others_go_on(new_box: MakeBox, running:
     intact(box, acknowledged | more.acknowledged)
 
 
-@pytest.mark.skipif(not corpus.soak(), reason="run by make soak")
+@SOAK
 def test_without_memory_nothing_acknowledged_is_lost(new_box: MakeBox, running: MakeNode) -> None:
     """An association may fail for it; the receiver lives on or is started again."""
     box = new_box()

@@ -15,6 +15,7 @@ from subprocess import TimeoutExpired
 import pytest
 from faults.disks import FlakyDisk
 from faults.node import (
+    SOAK,
     STORAGE_FAULT,
     MakeNode,
     Node,
@@ -27,7 +28,7 @@ from faults.node import (
     upload,
 )
 from faults.syscalls import Call, Deed, Part, Rule, Trap
-from harness import contract, corpus, made
+from harness import contract, made
 from harness.box import Box
 from harness.recorder import RecordingSCP
 from harness.waiting import until
@@ -37,18 +38,16 @@ from edgepacs.errors import PeerError
 
 MakeBox = Callable[[], Box]
 
-_SOAK = pytest.mark.skipif(not corpus.soak(), reason="run by make soak")
-
 
 @pytest.mark.parametrize(
     ("deed", "part"),
     [
         (Deed.SYNC, Part.OBJECT),
-        pytest.param(Deed.SYNC, Part.KEYSTORE, marks=_SOAK),
+        pytest.param(Deed.SYNC, Part.KEYSTORE, marks=SOAK),
         (Deed.SYNC, Part.LOG),
-        pytest.param(Deed.WRITE, Part.OBJECT, marks=_SOAK),
-        pytest.param(Deed.WRITE, Part.KEYSTORE, marks=_SOAK),
-        pytest.param(Deed.WRITE, Part.LOG, marks=_SOAK),
+        pytest.param(Deed.WRITE, Part.OBJECT, marks=SOAK),
+        pytest.param(Deed.WRITE, Part.KEYSTORE, marks=SOAK),
+        pytest.param(Deed.WRITE, Part.LOG, marks=SOAK),
     ],
 )
 def test_one_error_of_the_device_stops_the_receiver(
@@ -145,7 +144,7 @@ _ENDS = {
                 strict=True,
             ),
         ),
-        pytest.param(_ENDS["dead"], id="dead", marks=_SOAK),
+        pytest.param(_ENDS["dead"], id="dead", marks=SOAK),
     ],
 )
 def test_a_disk_that_is_gone_is_answered_and_left(
@@ -173,7 +172,7 @@ def test_a_disk_that_is_gone_is_answered_and_left(
             Part.KEYSTORE,
             marks=pytest.mark.xfail(reason="taken for a wrong configuration (78)", strict=True),
         ),
-        Part.INDEX,
+        pytest.param(Part.INDEX, marks=SOAK),
     ],
 )
 def test_a_start_that_cannot_read_is_tried_again(
@@ -363,9 +362,9 @@ _BUILT_UPON = pytest.mark.xfail(reason="a start believes the page cache", strict
 @pytest.mark.parametrize(
     ("part", "ends"),
     [
-        pytest.param(Part.OBJECT, _exits, marks=_SOAK),
+        pytest.param(Part.OBJECT, _exits, marks=SOAK),
         pytest.param(Part.KEYSTORE, _exits, marks=_BUILT_UPON),
-        pytest.param(Part.KEYSTORE, _is_killed, marks=[_BUILT_UPON, _SOAK]),
+        pytest.param(Part.KEYSTORE, _is_killed, marks=[_BUILT_UPON, SOAK]),
         pytest.param(Part.LOG, _is_killed, marks=_BUILT_UPON),
     ],
 )
