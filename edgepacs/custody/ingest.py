@@ -13,7 +13,7 @@ from typing import Protocol
 
 from edgepacs.clock import wall_ms
 from edgepacs.custody.scan import Scanner
-from edgepacs.errors import InvalidValue, LimitExceeded, StorageFault
+from edgepacs.errors import EdgePacsError, InvalidValue, LimitExceeded, StorageFault
 from edgepacs.model import UID, Arrival, Origin, Outcome, Receipt, uid
 from edgepacs.store import Store, disposal
 from edgepacs.store.instances import Draft
@@ -51,9 +51,13 @@ class Intake:
         draft = self._seal()
         failpoint("ingest.sealed")
         self._store.vault.require_sound()
-        # From here on a failure leaves the object to the sweep: whether the row has become
-        # durable is known only to the index.
-        receipt = self._store.group.commit(draft)
+        try:
+            receipt = self._store.group.commit(draft)
+        except StorageFault:
+            raise  # whether the row is durable only the next start knows: the sweep settles it
+        except EdgePacsError:
+            self.discard()  # rolled back for certain: SQLite had no room for the whole commit
+            raise
         failpoint("ingest.committed")
         disposal.clear_replaced(self._store, receipt)
         if receipt.outcome is Outcome.COMPARING:

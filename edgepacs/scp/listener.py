@@ -52,7 +52,6 @@ class Listener:
         # Not yet associated, the oldest first, each with the host it comes from.
         self._silent: dict[int, tuple[socket.socket, str]] = {}
         self._next = 0
-        self._fault: StorageFault | None = None
 
     def run(self, stop: threading.Event, ready: threading.Event) -> None:
         """Listen until `stop`; `ready` is set once peers can connect.
@@ -66,16 +65,16 @@ class Listener:
                 bound = stack.enter_context(self._bind(port))
                 selector.register(bound, selectors.EVENT_READ, tls)
             ready.set()
-            while not stop.is_set() and self._fault is None:
+            while not stop.is_set() and self._store.vault.fault is None:
                 for key, _ in selector.select(_POLL_SECONDS):
                     if not self._take(key.fileobj, key.data):  # type: ignore[arg-type]  # our sockets
                         stop.wait(_BREATH_SECONDS)
         self._finish()
-        if self._fault is not None:
-            raise self._fault
+        if self._store.vault.fault is not None:
+            raise self._store.vault.fault
 
     def _note_fault(self, fault: StorageFault) -> None:
-        self._fault = fault
+        self._store.vault.condemn(fault)
 
     def _ports(self) -> Iterator[tuple[int, ssl.SSLContext | None]]:
         dicom = self._store.config.dicom
@@ -124,7 +123,14 @@ class Listener:
                 target=self._attend, args=(number, connection, address, tls), daemon=True
             )
             self._threads[number] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no memory, or no more threads allowed
+            with self._lock:
+                del self._threads[number], self._silent[number]
+            connection.close()
+            log.warning("no thread can be started for a connection")
+            return False
         return True
 
     def _drop_silent(self) -> bool:

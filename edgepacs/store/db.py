@@ -7,6 +7,7 @@ failing; what it commits is synced (WAL with synchronous=FULL) before it returns
 
 import contextlib
 import fcntl
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import apsw
 from edgepacs.errors import (
     Busy,
     ConfigurationError,
+    EdgePacsError,
     NoRoom,
     NotFound,
     SchemaTooNew,
@@ -27,6 +29,7 @@ from edgepacs.errors import (
     Tampered,
     WrongKey,
 )
+from edgepacs.store.files import read_anew
 
 OLDEST_SQLITE = (3, 51, 3)  # earlier ones can corrupt a WAL database when it is reset
 _BUSY_MS = 30_000
@@ -117,10 +120,16 @@ class Database:
         self._log_pages = 0
         self._fault: StorageFault | None = None
         self._lock_file = path.with_name(path.name + ".lock").open("ab")
-        with _translated(path):
-            self._writer = self._connect()
-            self._require_key()
-            self._writer.set_wal_hook(self._note_log)
+        read_anew(path.with_name(path.name + "-wal"))  # what a failed sync left is not on the disk
+        try:
+            with _translated(path):
+                self._writer = self._connect()
+                self._require_key()
+        except StorageFault as fault:
+            if os.statvfs(path.parent).f_bavail:
+                raise
+            raise NoRoom(f"{path.name}: the disk is full") from fault  # for SQLite's own files
+        self._writer.set_wal_hook(self._note_log)
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path))
@@ -168,9 +177,9 @@ class Database:
                 self._log_pages = 0
         except (NoRoom, Busy):
             return  # the log stays as it is until there is room
-        except StorageFault as fault:
-            self._fault = fault
-            raise
+        except EdgePacsError as error:  # the commit before it stands: only a fault may follow it
+            self._fault = StorageFault(str(error))
+            raise self._fault from error
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[apsw.Connection]:
@@ -198,9 +207,12 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
         """The one way to write: durable when the block has ended, undone when it raised."""
-        if self._fault is not None:
-            raise StorageFault(str(self._fault))
-        with self._write_lock, self._across_processes(), _translated(self.path):
+        with (
+            self._write_lock,
+            self._across_processes(),
+            self._while_sound(),
+            _translated(self.path),
+        ):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield Transaction(self._writer)
@@ -210,6 +222,17 @@ class Database:
                     self._writer.execute("ROLLBACK")
         if self._log_pages >= _LOG_PAGES_MOST:
             self._checkpoint()
+
+    @contextlib.contextmanager
+    def _while_sound(self) -> Iterator[None]:
+        """Write nothing more once the device has failed: the page cache may lie."""
+        if self._fault is not None:
+            raise StorageFault(str(self._fault))
+        try:
+            yield
+        except StorageFault as fault:
+            self._fault = fault
+            raise
 
     @contextlib.contextmanager
     def _across_processes(self) -> Iterator[None]:
@@ -272,9 +295,9 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except apsw.FullError as error:
-        raise NoRoom(f"{path}: the disk is full") from error
+        raise NoRoom(f"{path.name}: the disk is full") from error
     except (apsw.IOError, apsw.CantOpenError) as error:
-        raise StorageFault(f"{path}: the storage device failed") from error
+        raise StorageFault(f"{path.name}: the storage device failed") from error
     except apsw.BusyError as error:
         raise Busy(f"{path}: in use by another program") from error
     except (apsw.CorruptError, apsw.NotADBError) as error:

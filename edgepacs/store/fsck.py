@@ -231,6 +231,8 @@ def _remove(store: Store, stray: ObjectId, settled: Settled) -> None:
 
 
 def _settle_unknown(store: Store, stray: ObjectId, settled: Settled) -> None:
+    if store.vault.size(stray):
+        store.vault.sync(stray)  # before it is read: what the disk holds is what counts
     try:
         if not store.vault.is_finished(stray):
             _remove(store, stray, settled)

@@ -7,6 +7,7 @@ to rebuild everything. A study is named by a keyed hash of its UID, never by the
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -30,7 +31,7 @@ from edgepacs.errors import (
     WrongKey,
 )
 from edgepacs.model import UID
-from edgepacs.store.files import storage_error, write_private
+from edgepacs.store.files import read_anew, storage_error, write_private
 from edgepacs.telemetry import failpoint
 
 MAGIC = b"EPKS\x01\0\0\0"
@@ -118,6 +119,7 @@ class Keystore:
         self._read_up_to = self._synced_up_to = _HEADER
         self._lock = threading.Lock()
         self._fault: StorageFault | None = None
+        read_anew(path)  # what a failed sync left is not on the disk
         self._catch_up()
 
     @classmethod
@@ -138,6 +140,8 @@ class Keystore:
             with path.open("rb") as file:
                 header = file.read(_HEADER)
         except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM):
+                raise storage_error(error) from error  # it may be read another time
             raise ConfigurationError(
                 f"{path}: keystore cannot be read: {error.strerror}; restore it from a backup"
             ) from error
@@ -204,15 +208,22 @@ class Keystore:
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        with self._path.open("rb") as file:
+        try:
+            file = self._path.open("rb")
+        except OSError as error:
+            raise self._failed(error) from error
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _catch_up(self) -> None:
         """Read the records other processes have appended since."""
-        with self._path.open("rb") as file:
-            file.seek(self._read_up_to)
-            tail = file.read()
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read_up_to)
+                tail = file.read()
+        except OSError as error:
+            raise storage_error(error) from error
         for start in range(0, len(tail) - _RECORD + 1, _RECORD):
             record = tail[start : start + _RECORD]
             try:
@@ -245,6 +256,9 @@ class Keystore:
                 failpoint("keystore.appended")
                 os.fsync(file.fileno())
         except OSError as error:
+            # Nobody may read what the device may not hold, nor take a second sync for an answer.
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, self._read_up_to)
             raise self._failed(error) from error
         failpoint("keystore.synced")
         self._accept(record)

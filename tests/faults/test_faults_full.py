@@ -57,7 +57,6 @@ def test_below_the_reserve_it_is_refused_and_the_association_lives_on(
     tidy(box)
 
 
-@pytest.mark.xfail(reason="the reserve is looked at before an instance alone", strict=True)
 def test_one_large_instance_does_not_eat_the_reserve(
     tmpfs: Tmpfs, template: Box, running: MakeNode
 ) -> None:
@@ -78,19 +77,14 @@ def test_one_large_instance_does_not_eat_the_reserve(
     tidy(box)
 
 
-_STAYS = pytest.mark.xfail(
-    reason="an object whose row was rolled back for want of room stays for the sweep", strict=True
-)
-
-
 @pytest.mark.parametrize(
     ("deed", "part", "number"),
     [
         pytest.param(Deed.WRITE, Part.OBJECT, 1, id="the first chunk", marks=SOAK),
         pytest.param(Deed.WRITE, Part.OBJECT, 3, id="a later chunk"),
         pytest.param(Deed.WRITE, Part.KEYSTORE, 1, id="the keystore"),
-        pytest.param(Deed.WRITE, Part.LOG, 1, id="the index", marks=_STAYS),
-        pytest.param(Deed.WRITE, Part.LOG, 8, id="the middle of the index", marks=[_STAYS, SOAK]),
+        pytest.param(Deed.WRITE, Part.LOG, 1, id="the index"),
+        pytest.param(Deed.WRITE, Part.LOG, 8, id="the middle of the index", marks=SOAK),
     ],
 )
 def test_full_in_the_middle_of_an_object(
@@ -365,7 +359,6 @@ def test_a_start_on_a_full_disk_is_tried_again_until_there_is_room(
     intact(box, {one.sop_instance: one.data})
 
 
-@pytest.mark.xfail(reason="SQLite cannot open its files and does not say why", strict=True)
 def test_a_start_on_a_full_disk_says_why_it_fails(
     tmpfs: Tmpfs, template: Box, running: MakeNode
 ) -> None:

@@ -105,7 +105,6 @@ def _limited(pid: int, kind: int, most: int) -> Iterator[None]:
             resource.prlimit(pid, kind, before)
 
 
-@pytest.mark.xfail(reason="the keystore has no words for it: no answer", strict=True)
 def test_without_descriptors_it_answers_or_refuses_and_recovers(
     new_box: MakeBox, running: MakeNode
 ) -> None:
@@ -157,7 +156,7 @@ def _mapped(pid: int) -> int:
     return int(pages) * resource.getpagesize()
 
 
-@pytest.mark.xfail(reason="a thread that cannot be started ends or hangs the listener", strict=True)
+@pytest.mark.xfail(reason="Python may wait for ever for a thread that died at birth", strict=False)
 def test_without_memory_for_a_thread_the_others_go_on(new_box: MakeBox, running: MakeNode) -> None:
     """Python's Thread.start raises, or waits for ever where the new thread finds no memory."""
     box = new_box()

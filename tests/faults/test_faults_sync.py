@@ -10,7 +10,6 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from subprocess import TimeoutExpired
 
 import pytest
 from faults.disks import FlakyDisk
@@ -70,7 +69,6 @@ def test_one_error_of_the_device_stops_the_receiver(
     intact(box, {before.sop_instance: before.data, one.sop_instance: one.data})
 
 
-@pytest.mark.xfail(reason="the index does not know that it must not be trusted", strict=True)
 def test_after_a_failed_sync_of_the_index_nobody_is_acknowledged_until_the_restart(
     new_box: MakeBox, running: MakeNode
 ) -> None:
@@ -136,14 +134,7 @@ _ENDS = {
 @pytest.mark.parametrize(
     "end",
     [
-        pytest.param(
-            _ENDS["read-only"],
-            id="read-only",
-            marks=pytest.mark.xfail(
-                reason="an object that cannot be removed leaves its sender without an answer",
-                strict=True,
-            ),
-        ),
+        pytest.param(_ENDS["read-only"], id="read-only"),
         pytest.param(_ENDS["dead"], id="dead", marks=SOAK),
     ],
 )
@@ -168,10 +159,7 @@ def test_a_disk_that_is_gone_is_answered_and_left(
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param(
-            Part.KEYSTORE,
-            marks=pytest.mark.xfail(reason="taken for a wrong configuration (78)", strict=True),
-        ),
+        Part.KEYSTORE,
         pytest.param(Part.INDEX, marks=SOAK),
     ],
 )
@@ -242,9 +230,6 @@ def test_a_pool_that_cannot_be_filled_for_want_of_room_leaves_nothing_behind(
     intact(box, acknowledged)
 
 
-@pytest.mark.xfail(
-    reason="the listener looks only at faults of its own", strict=True, raises=TimeoutExpired
-)
 def test_a_folder_that_cannot_be_synced_stops_the_receiver(
     new_box: MakeBox, running: MakeNode
 ) -> None:
@@ -356,16 +341,13 @@ def _is_killed(node: Node) -> None:
     node.kill()
 
 
-_BUILT_UPON = pytest.mark.xfail(reason="a start believes the page cache", strict=True)
-
-
 @pytest.mark.parametrize(
     ("part", "ends"),
     [
         pytest.param(Part.OBJECT, _exits, marks=SOAK),
-        pytest.param(Part.KEYSTORE, _exits, marks=_BUILT_UPON),
-        pytest.param(Part.KEYSTORE, _is_killed, marks=[_BUILT_UPON, SOAK]),
-        pytest.param(Part.LOG, _is_killed, marks=_BUILT_UPON),
+        (Part.KEYSTORE, _exits),
+        pytest.param(Part.KEYSTORE, _is_killed, marks=SOAK),
+        (Part.LOG, _is_killed),
     ],
 )
 def test_what_only_the_page_cache_holds_is_not_built_upon(
@@ -397,7 +379,6 @@ def test_what_only_the_page_cache_holds_is_not_built_upon(
     intact(box, acknowledged)
 
 
-@pytest.mark.xfail(reason="the sweep believes the page cache", strict=True)
 def test_an_object_that_only_the_page_cache_holds_is_not_made_known(
     flaky: FlakyDisk, template: Box, running: MakeNode
 ) -> None:
