@@ -5,6 +5,7 @@ the test is blind. Nothing of this can be switched on in the product.
 """
 
 import argparse
+import fcntl
 import itertools
 import os
 import signal
@@ -65,13 +66,21 @@ def kill_at(point: str) -> None:
     telemetry.failpoint = failpoint
 
 
+def _is_written(fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+
 def kill_before_sync(point: str) -> None:
-    """Die by SIGKILL before the n-th sync of a file whose path holds PART, as PART:N."""
+    """Die by SIGKILL before the n-th sync of a file whose path holds PART, as PART:N.
+
+    Of a file open for writing: a start syncs what it only reads, lest it believe the page cache.
+    """
     part, _, number = point.partition(":")
 
     def deadly(sync: Callable[[int], None]) -> Callable[[int], None]:
         def maybe(fd: int) -> None:
-            if _is_file(fd) and part in _name(fd) and next(_passages) == int(number):
+            meant = _is_written(fd) and _is_file(fd) and part in _name(fd)
+            if meant and next(_passages) == int(number):
                 os.kill(os.getpid(), signal.SIGKILL)
             sync(fd)
 

@@ -425,7 +425,7 @@ def test_verify_hold_send_reject(page: Page, node: Node):
     page.get_by_role("button", name="Send", exact=True).click()
     page.get_by_role("checkbox", name="Cardiology").check()
     page.get_by_role("dialog").get_by_role("button", name="Send").click()
-    expect(page.locator(".history")).to_contain_text("Study sent")
+    expect(page.locator("ol.history")).to_contain_text("Study sent")
     page.get_by_role("button", name="Reject").click()
     page.get_by_role("button", name="Keep it").click()
     expect(badge).to_have_text("Received")
