@@ -28,7 +28,6 @@ from edgepacs.telemetry import failpoint
 
 _SHARDS = 256
 _OBJECT_NAME = re.compile("[0-9a-f]{32}")
-_PAGE = 4096
 _LOOK_BYTES = 4 << 20  # written between two looks at the free space
 _BLANKS_AT_ONCE = 32
 _BLANKS_LOW = 32
@@ -132,18 +131,11 @@ class ObjectWriter:
             os.close(fd)
 
     def _put_chunk(self, data: bytearray | memoryview) -> None:
-        """Seal and write one chunk, and let the device begin with it.
-
-        The sync at the end then finds most of the object written: measured on the build machine,
-        0.17 instead of 0.43 ms for 0.5 MB.
-        """
+        """Seal and write one chunk."""
         if self._size >= self._next_look:  # the reserve is not one large object's
             self._require_room()
             self._next_look += _LOOK_BYTES
-        start = max(self._size, _PAGE)  # the first page is written once, with the header
         self._put(self._sealer.chunk(data, self._bench.sealed, last=False))
-        whole = self._size // _PAGE * _PAGE  # a page begun is written once, with what follows
-        os.posix_fadvise(self._fd, start, whole - start, os.POSIX_FADV_DONTNEED)
 
     def _put(self, sealed: bytes | memoryview) -> None:
         view = memoryview(sealed)
