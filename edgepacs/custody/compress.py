@@ -36,7 +36,7 @@ from edgepacs.pixels.encode import (
     encoded_as,
     obstacle,
 )
-from edgepacs.pixels.framing import PIXEL_DATA_HEADER, encapsulated, offset_tables
+from edgepacs.pixels.framing import OFFSET_TABLES, PIXEL_DATA_HEADER, encapsulated, offset_tables
 from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET
 from edgepacs.store import Store, instances, seal
 from edgepacs.store.compressions import Claim, Made
@@ -47,7 +47,6 @@ from edgepacs.telemetry import failpoint
 MAX_FRAME = 64 << 20  # native bytes; encoding and proving one takes five times as much memory
 _KEPT_ENCODED = 32 << 20  # what is encoded beyond that is encoded a second time, not remembered
 _PIXEL_DATA = 0x7FE00010
-_OFFSET_TABLES = (0x7FE00001, 0x7FE00002, 0x7FE00003)  # of other pixel data than is to stand there
 _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION = 0x00280004, 0x00280006
 _NOT_PROVED = "Proof: it does not restore to what was received"
 _NOT_SMALLER = "no lossless transfer syntax makes it smaller"
@@ -242,7 +241,7 @@ def _vr(whole: Received) -> bytes:
 
 def _changes(native: PixelDescription, encoded: PixelDescription) -> dict[int, bytes | None]:
     """What the head has to say otherwise once the frames are encoded."""
-    changes: dict[int, bytes | None] = dict.fromkeys(_OFFSET_TABLES)
+    changes: dict[int, bytes | None] = dict.fromkeys(OFFSET_TABLES)
     if encoded.photometric_interpretation != native.photometric_interpretation:
         value = encoded.photometric_interpretation.encode()
         changes[_PHOTOMETRIC_INTERPRETATION] = value + b" " * (len(value) % 2)

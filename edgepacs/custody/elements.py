@@ -13,17 +13,19 @@ from typing import NamedTuple
 
 from pydicom.datadict import dictionary_VR
 
-from edgepacs.custody.scan import MAX_DEPTH
+from edgepacs.custody.scan import (
+    ITEM,
+    ITEM_END,
+    MAX_DEPTH,
+    SEQUENCE_END,
+    SHORT_VRS,
+    UNDEFINED,
+)
 from edgepacs.errors import Undecodable
 
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_REPRESENTATION = 0x00280103
 _META_GROUP = 0x0002
 _LONGEST_SHORT = 0xFFFE  # of an even value whose length has 16 bits (PS3.5 7.1.2)
-_SHORT_VRS = frozenset(
-    b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()  # PS3.5 7.1.2
-)
 _BYTEWISE = frozenset(b"AE AS CS DA DS DT IS LO LT OB PN SH ST TM UC UI UR UT".split())
 _NUMBERS = {  # bytes of a number, by VR (PS3.5 6.2, 7.3)
     **dict.fromkeys(b"AT OW SS US".split(), 2),
@@ -101,7 +103,7 @@ def announced(data: bytes, at: int, encoding: Encoding) -> Element:
             (length,) = struct.unpack_from(encoding.order + "I", data, at + 4)
             return Element(tag, b"", length, at + 8)
         vr = data[at + 4 : at + 6]
-        if vr in _SHORT_VRS:
+        if vr in SHORT_VRS:
             (length,) = struct.unpack_from(encoding.order + "H", data, at + 6)
             return Element(tag, vr, length, at + 8)
         if not vr.isalpha():
@@ -163,7 +165,7 @@ class _Writer:
                 if not self._last < element.tag < self._end:
                     raise Undecodable("Data set: elements out of order, or one twice")
                 self._last = element.tag
-                if element.tag in self._wanted and element.length != _UNDEFINED:
+                if element.tag in self._wanted and element.length != UNDEFINED:
                     self.found[element.tag] = self._data[element.start : at]
                 written = self._changed(element, written, way)
             elif way.verbatim:
@@ -185,7 +187,7 @@ class _Writer:
 
     def _element(self, element: Element, end: int, way: _Way) -> tuple[bytes, int]:
         start, length = element.start, element.length
-        if length == _UNDEFINED:
+        if length == UNDEFINED:
             return self._sequence_of_undefined_length(element, end, way)
         stop = start + length
         if stop > end:
@@ -199,38 +201,38 @@ class _Writer:
             value = self._data[start:stop]
             if way.source.big_endian != way.target.big_endian:
                 value = _swapped(value, vr)
-        if vr in _SHORT_VRS and len(value) > _LONGEST_SHORT and not way.target.implicit:
+        if vr in SHORT_VRS and len(value) > _LONGEST_SHORT and not way.target.implicit:
             vr = b"UN"  # PS3.5 6.2.2: a value too long for its VR
         return _announce(element.tag, vr, len(value), way.target) + value, stop
 
     def _sequence_of_undefined_length(
         self, element: Element, end: int, way: _Way
     ) -> tuple[bytes, int]:
-        vr = element.vr or _known_vr(element.tag, _UNDEFINED, signed=way.signed)
+        vr = element.vr or _known_vr(element.tag, UNDEFINED, signed=way.signed)
         if vr not in (b"SQ", b"UN") or (vr == b"UN" and way.source.big_endian):
             raise Undecodable("Data set: an undefined length where there is no sequence")
         items, at = self._items(element.start, end, way.inside(vr))
         delimiter = announced(self._data, at, way.source)
-        if (delimiter.tag, delimiter.length) != (_SEQUENCE_END, 0):
+        if (delimiter.tag, delimiter.length) != (SEQUENCE_END, 0):
             raise Undecodable("Data set: a sequence without its delimiter")
-        head = _announce(element.tag, vr, _UNDEFINED, way.target)
-        return head + items + _announce(_SEQUENCE_END, b"", 0, way.target), delimiter.start
+        head = _announce(element.tag, vr, UNDEFINED, way.target)
+        return head + items + _announce(SEQUENCE_END, b"", 0, way.target), delimiter.start
 
     def _items(self, at: int, end: int, way: _Way) -> tuple[bytes, int]:
         """Items up to `end` or the delimiter of their sequence (PS3.5 7.5)."""
         parts = []
         while at < end:
             item = announced(self._data, at, way.source)
-            if item.tag == _SEQUENCE_END:
+            if item.tag == SEQUENCE_END:
                 break
-            if item.tag != _ITEM:
+            if item.tag != ITEM:
                 raise Undecodable("Data set: no item where one should begin")
             written, at = self._item(item, end, way)
             parts.append(written)
         return b"".join(parts), at
 
     def _item(self, item: Element, end: int, way: _Way) -> tuple[bytes, int]:
-        undefined = item.length == _UNDEFINED
+        undefined = item.length == UNDEFINED
         stop = end if undefined else item.start + item.length
         if stop > end:
             raise Undecodable("Data set: an item runs past its sequence")
@@ -238,19 +240,19 @@ class _Writer:
         if not undefined:
             if at != stop:
                 raise Undecodable("Data set: an item does not end with its elements")
-            return _announce(_ITEM, b"", len(value), way.target) + value, at
+            return _announce(ITEM, b"", len(value), way.target) + value, at
         delimiter = announced(self._data, at, way.source)
-        if (delimiter.tag, delimiter.length) != (_ITEM_END, 0):
+        if (delimiter.tag, delimiter.length) != (ITEM_END, 0):
             raise Undecodable("Data set: an item without its delimiter")
-        ending = _announce(_ITEM_END, b"", 0, way.target)
-        return _announce(_ITEM, b"", _UNDEFINED, way.target) + value + ending, delimiter.start
+        ending = _announce(ITEM_END, b"", 0, way.target)
+        return _announce(ITEM, b"", UNDEFINED, way.target) + value + ending, delimiter.start
 
 
 def _announce(tag: int, vr: bytes, length: int, target: Encoding) -> bytes:
     group, element = tag >> 16, tag & 0xFFFF
     if target.implicit or group == 0xFFFE:
         return struct.pack("<HHI", group, element, length)
-    if vr in _SHORT_VRS:
+    if vr in SHORT_VRS:
         return struct.pack("<HH2sH", group, element, vr, length)
     return struct.pack("<HH2sxxI", group, element, vr, length)
 

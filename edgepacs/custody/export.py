@@ -10,20 +10,24 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from edgepacs.custody.scan import MAX_DEPTH, MAX_ITEMS
+from edgepacs.custody.scan import (
+    ITEM,
+    ITEM_END,
+    MAX_DEPTH,
+    MAX_ITEMS,
+    PIXEL_TAGS,
+    SEQUENCE_END,
+    SHORT_VRS,
+    UNDEFINED,
+)
 from edgepacs.dimse.contexts import DEFLATED_EXPLICIT_VR_LE, EXPLICIT_VR_BE
 from edgepacs.errors import Undecodable
 from edgepacs.model import UID
+from edgepacs.pixels.deflated import deflate_pieces
 
 GROUP_2 = "group-2-in-data-set"  # the flag of an instance that holds such elements
 
 _META_GROUP = 0x0002
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
-_SHORT_VRS = frozenset(
-    b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()  # PS3.5 7.1.2
-)
 _AT_ONCE = 1 << 20  # bytes inflated in one step
 
 
@@ -43,7 +47,7 @@ def without_group_2(pieces: Iterable[bytes], transfer_syntax_uid: UID) -> Iterat
     is deflated anew: what it inflates to is as it came. Raises Undecodable where it is broken.
     """
     if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LE:
-        return _deflated(_sifted(_inflated(pieces), "<"))
+        return deflate_pieces(_sifted(_inflated(pieces), "<"))
     return _sifted(pieces, ">" if transfer_syntax_uid == EXPLICIT_VR_BE else "<")
 
 
@@ -68,18 +72,6 @@ def _inflated(pieces: Iterable[bytes]) -> Iterator[bytes]:
             rest = inflater.unconsumed_tail
             more = bool(rest) or len(plain) == _AT_ONCE
             yield plain
-
-
-def _deflated(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """`pieces` as one deflate stream padded to an even length (PS3.5 A.5)."""
-    deflater = zlib.compressobj(wbits=-15)
-    length = 0
-    for piece in pieces:
-        if packed := deflater.compress(piece):
-            length += len(packed)
-            yield packed
-    last = deflater.flush()
-    yield last + bytes((length + len(last)) % 2)
 
 
 class _Sieve:
@@ -137,9 +129,9 @@ class _Sieve:
         vr, length, head = self._head(buffer, at, left)
         if not head:
             return 0
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             self._skip = length
-        elif vr in (b"SQ", b"UN", b"") and (self._levels or tag not in _PIXELS):
+        elif vr in (b"SQ", b"UN", b"") and (self._levels or tag not in PIXEL_TAGS):
             # PS3.5 6.2.2: a UN of undefined length holds implicit VRs.
             self._open(_Level(sequence=True, implicit=self._is_implicit() or vr == b"UN"))
         else:
@@ -151,7 +143,7 @@ class _Sieve:
         if self._is_implicit():
             return b"", self._u32(buffer, at + 4)[0], 8
         vr = buffer[at + 4 : at + 6]
-        if vr in _SHORT_VRS:
+        if vr in SHORT_VRS:
             return vr, self._u16(buffer, at + 6)[0], 8
         if not vr.isalpha():
             self._lose()
@@ -168,16 +160,16 @@ class _Sieve:
 
     def _delimiter(self, tag: int, length: int) -> None:
         """An item or delimiter inside a sequence of undefined length (PS3.5 7.5)."""
-        self._items += tag == _ITEM
+        self._items += tag == ITEM
         if not self._levels or self._items > MAX_ITEMS:
             self._lose()
-        elif tag == _ITEM and length == _UNDEFINED:
+        elif tag == ITEM and length == UNDEFINED:
             self._open(_Level(sequence=False, implicit=self._levels[-1].implicit))
-        elif tag == _ITEM:
+        elif tag == ITEM:
             self._skip = length
-        elif tag in (_ITEM_END, _SEQUENCE_END):
+        elif tag in (ITEM_END, SEQUENCE_END):
             # An item that lacks its own end is closed by that of its sequence.
-            while tag == _SEQUENCE_END and len(self._levels) > 1 and not self._levels[-1].sequence:
+            while tag == SEQUENCE_END and len(self._levels) > 1 and not self._levels[-1].sequence:
                 self._levels.pop()
             self._levels.pop()
         else:

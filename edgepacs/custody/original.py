@@ -16,7 +16,7 @@ from pydicom.tag import BaseTag
 
 from edgepacs.custody import elements, restore
 from edgepacs.custody.elements import EXPLICIT, Encoding, byte_swapped
-from edgepacs.custody.scan import MAX_ITEMS
+from edgepacs.custody.scan import ITEM, MAX_ITEMS, SEQUENCE_END, UNDEFINED
 from edgepacs.errors import EdgePacsError, Undecodable
 from edgepacs.pixels.codecs import native_frame_bits
 from edgepacs.pixels.decode import decode_frame
@@ -45,8 +45,6 @@ _IMPLICIT_VRS = {  # PS3.5 A.1
 _FIRST_LOOK = 1 << 20
 _STEP = 1 << 18
 _BUFFER = 1 << 17
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 
 
 class Supply:
@@ -279,7 +277,7 @@ def _little(data: bytes, came: Encoding) -> bytes:
 
 def _open_native(made: Original, supply: Supply, came: Encoding) -> None:
     element = elements.announced(supply.look(12), 0, came)
-    if element.length == _UNDEFINED:
+    if element.length == UNDEFINED:
         raise Undecodable("Pixel data: encapsulated in a native transfer syntax")
     supply.take(element.start)
     kind = PIXELS[element.tag]
@@ -307,7 +305,7 @@ def _number_bytes(said: PixelDescription) -> int:
 def _open_coded(made: Original, supply: Supply, stored: ObjectReader, at: int) -> None:
     """Open frames that were received encapsulated, and so stand at rest as they came."""
     element = elements.announced(supply.look(12), 0, EXPLICIT)
-    if element.length != _UNDEFINED:
+    if element.length != UNDEFINED:
         raise Undecodable("Pixel data: native in an encapsulated transfer syntax")
     start, dataset = at + element.start, made.dataset
     made.said = describe(
@@ -329,9 +327,9 @@ def _behind(stream: BinaryIO, at: int, length: int) -> bytes:
     stream.seek(at)
     while len(header := stream.read(8)) == 8:
         item = elements.announced(header, 0, EXPLICIT)
-        if item.tag == _SEQUENCE_END:
+        if item.tag == SEQUENCE_END:
             break
-        if item.tag != _ITEM or item.length == _UNDEFINED:
+        if item.tag != ITEM or item.length == UNDEFINED:
             raise Undecodable("Pixel data: no item where a fragment should begin")
         stream.seek(item.length, io.SEEK_CUR)
     if length - stream.tell() > MAX_ATTRIBUTES:

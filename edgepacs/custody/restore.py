@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from edgepacs.custody.elements import EXPLICIT, Encoding, announced, byte_swapped, values
+from edgepacs.custody.scan import UNDEFINED
 from edgepacs.errors import NotFound, Tampered, Undecodable
 from edgepacs.model import UID, ObjectId
 from edgepacs.pixels.choice import MAX_DEFLATED
@@ -31,7 +32,6 @@ from edgepacs.store.vault import ObjectReader
 MAX_OUTSIDE = 16 << 20  # bytes before and after the frames that are held in memory
 
 _PIXEL_DATA = 0x7FE00010
-_UNDEFINED = 0xFFFFFFFF
 _BLOCK = 1 << 13
 _BUFFER = 1 << 17
 _NUMBERS = {
@@ -224,7 +224,7 @@ def taken_apart(stream: BinaryIO, length: int, syntax_uid: UID, pixel_offset: in
     encoding = encoding_of(head, syntax_uid)
     element = announced(head, pixel_offset, encoding)
     head = head[: element.start]
-    if element.length == _UNDEFINED or element.start + element.length > length:
+    if element.length == UNDEFINED or element.start + element.length > length:
         raise Undecodable("Pixel data: not native, whatever the transfer syntax says")
     description = described(head, encoding, syntax_uid)
     size = native_frame_bits(description) // 8

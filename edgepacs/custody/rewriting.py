@@ -5,8 +5,7 @@ encoding (PS3.3 C.7.6.3). Every frame that is encoded without loss is decoded ag
 """
 
 import io
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from struct import pack
@@ -22,21 +21,20 @@ from edgepacs.custody import elements
 from edgepacs.custody.elements import EXPLICIT, IMPLICIT, Encoding
 from edgepacs.custody.original import PIXELS, CodedPixels, Original
 from edgepacs.pixels.decode import decode_frame
+from edgepacs.pixels.deflated import deflate_pieces
 from edgepacs.pixels.description import PixelDescription, SampleKind, describe
 from edgepacs.pixels.encode import Unencodable, encode_verified, encoded_as
 from edgepacs.pixels.frames import FrameIndex
-from edgepacs.pixels.framing import PIXEL_DATA_HEADER, encapsulated, offset_tables
+from edgepacs.pixels.framing import OFFSET_TABLES, PIXEL_DATA_HEADER, encapsulated, offset_tables
 from edgepacs.pixels.native import native_as, native_frame
 from edgepacs.pixels.syntaxes import Loss, syntax
 
 GATHERED = 16 << 20  # bytes of encoded frames that may wait for their offset table
 MAX_NATIVE = 0xFFFFFFFE  # PS3.5 7.1.1: the longest defined length that is even
-_OFFSET_TABLES = (0x7FE00001, 0x7FE00002, 0x7FE00003)
 _ICON = 0x00880200
 _LONG_VRS = frozenset(
     ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")  # PS3.5 7.1.2
 )
-_DEFLATE_LEVEL = 9
 
 
 @dataclass(slots=True)
@@ -60,7 +58,7 @@ def written(original: Original, uid: str) -> Iterator[bytes]:
             raise Unencodable("Pixel data: there is none to encode")
         return coded(original, lossless(original.native, uid))
     if row.deflated:
-        return _deflated(_native(original, EXPLICIT))
+        return deflate_pieces(_native(original, EXPLICIT))
     return _native(original, EXPLICIT if row.explicit_vr else IMPLICIT)
 
 
@@ -151,7 +149,7 @@ def coded(original: Original, coding: Coding) -> Iterator[bytes]:
 def _described_anew(original: Original, said: PixelDescription) -> Edits:
     """The edits by which the attributes say of the pixels what `said` says."""
     assert original.said is not None
-    edits = Edits(dropped=set(_OFFSET_TABLES))
+    edits = Edits(dropped=set(OFFSET_TABLES))
     if said.photometric_interpretation != original.said.photometric_interpretation:
         edits.put.PhotometricInterpretation = said.photometric_interpretation
     if said.samples_per_pixel > 1 and original.dataset.get("PlanarConfiguration") != (
@@ -258,15 +256,3 @@ def _encoded(tag: BaseTag, put: Dataset, encoding: Encoding) -> bytes:
     buffer.is_little_endian, buffer.is_implicit_VR = True, encoding.implicit
     write_dataset(buffer, one)
     return bytes(buffer.getvalue())
-
-
-def _deflated(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """`pieces` as one deflate stream padded to an even length (PS3.5 A.5)."""
-    deflater = zlib.compressobj(_DEFLATE_LEVEL, wbits=-zlib.MAX_WBITS)
-    length = 0
-    for piece in pieces:
-        if packed := deflater.compress(piece):
-            length += len(packed)
-            yield packed
-    last = deflater.flush()
-    yield last + bytes((length + len(last)) % 2)

@@ -26,17 +26,17 @@ INFLATED_FREE = 32 << 20
 INFLATED_RATIO = 200
 _INFLATED_AT_ONCE = 1 << 20
 
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _CHARACTER_SET = 0x00080005
 _CHARACTER_SETS = frozenset(  # PS3.3 C.12.1.1.2, the terms in use
     {"", "ISO_IR 100", "ISO_IR 101", "ISO_IR 109", "ISO_IR 110", "ISO_IR 144", "ISO_IR 127"}
     | {"ISO_IR 126", "ISO_IR 138", "ISO_IR 148", "ISO_IR 166", "ISO_IR 13", "ISO_IR 192"}
     | {"ISO_IR 6", "GB18030", "GBK", "ISO 2022 IR 6", "ISO 2022 IR 100", "ISO 2022 IR 87"}
 )
-_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _NEVER_PLAIN = (0x0002, 0x7FE0, 0xFFFE)
-_SHORT_VRS = frozenset(
+SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()  # PS3.5 7.1.2
 )
 _TEXT = {
@@ -175,7 +175,7 @@ class Scanner:
             group, element, vr, length = self._short(buffer, position)
             tag = group << 16 | element
             after = position + 8 + length
-            if tag <= last or length & 1 or vr not in _SHORT_VRS or after > end:
+            if tag <= last or length & 1 or vr not in SHORT_VRS or after > end:
                 break
             if group in _NEVER_PLAIN or tag in values:
                 break
@@ -220,7 +220,7 @@ class Scanner:
         if implicit:
             return b"", self._u32(buffer, position + 4)[0], 8
         vr = bytes(buffer[position + 4 : position + 6])
-        if vr in _SHORT_VRS:
+        if vr in SHORT_VRS:
             return vr, self._u16(buffer, position + 6)[0], 8
         if not vr.isalpha():
             self._opaque("unreadable-vr")
@@ -236,11 +236,11 @@ class Scanner:
     def _top(
         self, tag: int, vr: bytes, length: int, head: int, buffer: memoryview, position: int
     ) -> int:
-        if tag in _PIXELS:
+        if tag in PIXEL_TAGS:
             self._pixel_offset = -1 if self._inflater else self._position + position
-            if length != _UNDEFINED:
+            if length != UNDEFINED:
                 self._skip = length
-            self._done = self._inflater is not None or length == _UNDEFINED
+            self._done = self._inflater is not None or length == UNDEFINED
             self._last_tag = tag
             return head
         wanted = tag in _WANTED and length <= MAX_VALUE
@@ -258,7 +258,7 @@ class Scanner:
             self._flag("duplicate-element")
         elif tag < self._last_tag:
             self._flag("elements-out-of-order")
-        if length % 2 and length != _UNDEFINED:
+        if length % 2 and length != UNDEFINED:
             self._flag("odd-length")
         if tag >> 16 == 0x0002:
             self._flag("group-2-in-data-set")
@@ -266,7 +266,7 @@ class Scanner:
 
     def _pass_over(self, vr: bytes, length: int) -> None:
         """Skip a value; one of undefined length is a sequence, or cannot be followed."""
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             self._skip = length
         elif vr in (b"SQ", b"UN", b""):
             inherited = self._levels[-1].implicit if self._levels else self._implicit
@@ -283,17 +283,17 @@ class Scanner:
     def _delimiter(self, tag: int, length: int) -> None:
         if not self._levels:
             self._opaque("stray-delimiter")
-        elif tag == _ITEM:
+        elif tag == ITEM:
             self._items += 1
             if self._items > MAX_ITEMS:
                 self._opaque("too-many-items", MAX_ITEMS)
-            elif length == _UNDEFINED:
+            elif length == UNDEFINED:
                 self._open(_Level(sequence=False, implicit=self._levels[-1].implicit))
             else:
                 self._skip = length
-        elif tag in (_ITEM_END, _SEQUENCE_END):
+        elif tag in (ITEM_END, SEQUENCE_END):
             # An item that lacks its own end is closed by that of its sequence.
-            while self._levels and tag == _SEQUENCE_END and not self._levels[-1].sequence:
+            while self._levels and tag == SEQUENCE_END and not self._levels[-1].sequence:
                 self._levels.pop()
                 self._flag("item-without-end")
             if self._levels:
@@ -328,7 +328,7 @@ class Scanner:
         if self._levels and not self._done:
             self._flag("sequence-without-end")
         identity = self._identity(arrival)
-        has_pixels = self._last_tag in _PIXELS or self._pixel_offset >= 0
+        has_pixels = self._last_tag in PIXEL_TAGS or self._pixel_offset >= 0
         number = self._number(_FRAMES)
         attributes = Attributes(
             sop_class_uid=arrival.sop_class_uid,

@@ -6,23 +6,19 @@ sets pass through the pipe and memory alone.
 """
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
-import signal
 import struct
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from edgepacs import config, telemetry
+from edgepacs import child, config, telemetry
 from edgepacs.custody.outgoing import NotOffered, outgoing
 from edgepacs.errors import Busy, EdgePacsError, NoRoom, NotFound, Tampered, Undecodable
 from edgepacs.model import UID, InstanceId, ObjectId
@@ -33,8 +29,6 @@ from edgepacs.store.instances import Instance
 _HEAD = struct.Struct(">cI")
 _NICE = 10
 _MEMORY = 2 << 30  # bytes beyond its own; a frame may take 256 MiB decoded
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, prctl(2)
-_FIRST_TO_GO = 1000  # oom_score_adj: rather a converter than its courier
 _SECONDS = 60.0
 _BYTES_A_SECOND = 1_000_000  # a slow machine with better things to do
 _SECONDS_MOST = 4 * 3600.0
@@ -185,9 +179,8 @@ def _error(content: bytes) -> EdgePacsError:
 
 def main() -> None:
     """Convert what is asked for on standard input until it ends: `converter CONFIG PARENT`."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not pass for an answer
-    _give_way(int(sys.argv[2]))
+    answers = child.answers()
+    child.give_way(int(sys.argv[2]), nice=_NICE, memory=_MEMORY, role="forward")
     store = Store.open(config.load(Path(sys.argv[1])))
     try:
         for line in sys.stdin.buffer:
@@ -203,22 +196,6 @@ def main() -> None:
 def _asked(said: Mapping[str, Any]) -> Order:
     object_id = ObjectId(bytes.fromhex(said["object_id"]))
     return Order(said["instance"], object_id, frozenset(said["accepted"]), said["lossy"])
-
-
-def _give_way(parent: int) -> None:
-    """Stand back for everybody else, take no more memory than that, live no longer than wanted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the courier decides when it ends
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)  # it was gone before it could be told
-    os.umask(0o077)
-    os.nice(_NICE)
-    Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO), "ascii")
-    own = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (own + _MEMORY, own + _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nothing of it may lie about
-    warnings.simplefilter("ignore")
-    telemetry.start_logging("forward")
 
 
 def _serve(store: Store, answers: IO[bytes], order: Order) -> None:

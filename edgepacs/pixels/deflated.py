@@ -18,6 +18,18 @@ def deflate(data_set: bytes) -> bytes:
     return deflated + b"\0" * (len(deflated) % 2)
 
 
+def deflate_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same for a data set that comes in `pieces`, in constant memory."""
+    deflater = zlib.compressobj(DEFLATE_LEVEL, wbits=-zlib.MAX_WBITS)
+    length = 0
+    for piece in pieces:
+        if packed := deflater.compress(piece):
+            length += len(packed)
+            yield packed
+    last = deflater.flush()
+    yield last + bytes((length + len(last)) % 2)
+
+
 def inflate(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
     """Inflate a data set that arrives in `chunks`, in pieces of at most a mebibyte.
 

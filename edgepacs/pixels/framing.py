@@ -14,6 +14,8 @@ from edgepacs.errors import InvalidValue
 from edgepacs.pixels.frames import ExtendedOffsetTable
 
 PIXEL_DATA_HEADER = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff"  # explicit VR, undefined length
+# Extended Offset Table, its lengths (PS3.3 C.7.6.3) and Encapsulated Pixel Data Value Total Length
+OFFSET_TABLES = (0x7FE00001, 0x7FE00002, 0x7FE00003)
 DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 _ITEM = b"\xfe\xff\x00\xe0"

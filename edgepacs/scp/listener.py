@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from edgepacs.dimse import Association, AssociationRejected, Limits, accept
-from edgepacs.errors import ConfigurationError, EdgePacsError, StorageFault
+from edgepacs.errors import ConfigurationError, EdgePacsError
 from edgepacs.scp.admission import Gate
 from edgepacs.scp.shares import Shares
 from edgepacs.scp.storage import Attendant
@@ -72,9 +72,6 @@ class Listener:
         self._finish()
         if self._store.vault.fault is not None:
             raise self._store.vault.fault
-
-    def _note_fault(self, fault: StorageFault) -> None:
-        self._store.vault.condemn(fault)
 
     def _ports(self) -> Iterator[tuple[int, ssl.SSLContext | None]]:
         dicom = self._store.config.dicom
@@ -205,7 +202,7 @@ class Listener:
             gate.leave()
 
     def _serve(self, number: int, association: Association, gate: Gate) -> None:
-        attendant = Attendant(self._store, association, gate.place, self._note_fault)
+        attendant = Attendant(self._store, association, gate.place)
         try:
             with association:
                 attendant.serve()

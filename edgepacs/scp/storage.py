@@ -1,11 +1,11 @@
 """The services behind one association: Verification (PS3.4 A) and Storage (PS3.4 B) as SCP."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from edgepacs.custody import ingest
 from edgepacs.dimse import Association, Field, Message
-from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError, StorageFault
+from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError
 from edgepacs.model import UID, AETitle, Arrival, Caller, Origin, uid
 from edgepacs.scp.shares import Place
 from edgepacs.store import Store
@@ -17,22 +17,12 @@ UNRECOGNISED_OPERATION = 0x0211  # PS3.7 C.5.20
 
 
 class Attendant:
-    """Serves the messages of one association, in order; what it takes in, in turns of its place.
+    """Serves the messages of one association, in order; what it takes in, in turns of its place."""
 
-    `on_fault` is told when the storage device failed: after that nothing may be acknowledged.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        association: Association,
-        place: Place,
-        on_fault: Callable[[StorageFault], None],
-    ) -> None:
+    def __init__(self, store: Store, association: Association, place: Place) -> None:
         self._store = store
         self._association = association
         self._place = place
-        self._on_fault = on_fault
         agreement = association.agreement
         self._caller = Caller(
             calling_ae=AETitle(agreement.calling_ae),
@@ -67,8 +57,6 @@ class Attendant:
         except EdgePacsError as error:
             self._place.rest()
             self.refused += 1
-            if isinstance(error, StorageFault):
-                self._on_fault(error)
             self._refuse(message, error)
         else:
             self._place.rest()

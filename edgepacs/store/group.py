@@ -27,7 +27,6 @@ class GroupCommit:
         self._waiting: list[_Waiting] = []
         self._lock = threading.Lock()
         self._turn = threading.Lock()
-        self._fault: StorageFault | None = None  # set and read by whoever has the turn
 
     def commit(self, draft: Draft) -> Receipt:
         """Make one instance known; durable on return. Raises what `instances.commit` raises."""
@@ -45,28 +44,20 @@ class GroupCommit:
     def _lead(self) -> None:
         with self._lock:
             group, self._waiting = self._waiting, []
-        if self._fault is None:
-            self._commit_all(group)
-        for one in group:
-            if one.receipt is None and one.error is None:
-                one.error = self._fault
+        self._commit_all(group)
 
     def _commit_all(self, group: list[_Waiting]) -> None:
         try:
             receipts = instances.commit(self._db, [one.draft for one in group])
         except BaseException as error:  # noqa: BLE001  it is raised again in its own thread
-            if isinstance(error, StorageFault):
-                # What has become durable nobody knows: nobody tries again, in this process.
-                self._fault = error
-                return
-            if len(group) == 1:
+            # After a storage fault nobody knows what has become durable: nobody tries again.
+            if len(group) == 1 or isinstance(error, StorageFault):
                 for one in group:
                     one.error = error
                 return
             # One association must not fail for another's draft: each gets its own transaction.
             for one in group:
-                if self._fault is None:
-                    self._commit_all([one])
+                self._commit_all([one])
             return
         for one, receipt in zip(group, receipts, strict=True):
             one.receipt = receipt

@@ -6,28 +6,21 @@ whoever started it. What it makes is released by the crew (`crew`), never by its
 """
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import signal
 import sys
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepacs import config, telemetry
+from edgepacs import child, config
 from edgepacs.custody.compress import Kept, compress
 from edgepacs.errors import Busy, Conflict, EdgePacsError, NoRoom, NotFound, StorageFault
 from edgepacs.model import InstanceState, ObjectId
 from edgepacs.store import Store
 from edgepacs.store.compressions import Claim, Made
 from edgepacs.telemetry import log, place_of
-
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, prctl(2)
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_FIRST_TO_GO = 1000  # oom_score_adj: rather a worker than the receiver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +84,7 @@ READY = Answer(words="ready")  # the first line of every worker
 def main() -> None:
     """Work until standard input ends: `worker CONFIG PARENT MEMORY`, bytes beyond its own."""
     path, parent, memory = sys.argv[1:4]
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not pass for an answer
+    answers = child.answers()
     _give_way(int(parent), int(memory))
     store = Store.open(config.load(Path(path)))
     answers.write(READY.line())
@@ -108,22 +100,10 @@ def main() -> None:
 
 def _give_way(parent: int, memory: int) -> None:
     """Only what nobody else wants, no more memory than that, and no life of its own."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the crew decides when it ends
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)  # it was gone before it could be told
-    os.umask(0o077)
-    os.nice(19)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the crew decides when it ends
+    child.give_way(parent, nice=19, memory=memory, role="upkeep")
     with contextlib.suppress(OSError):  # a sandbox may forbid what only makes it kinder
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO), "ascii")
-    own = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * _PAGE
-    resource.setrlimit(resource.RLIMIT_AS, (own + memory, own + memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    warnings.simplefilter("ignore")
-    telemetry.start_logging("upkeep")
 
 
 def _done(store: Store, job: Job) -> Answer:
