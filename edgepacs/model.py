@@ -178,6 +178,23 @@ class HoldReason(State):
     PERSON = "person", "a person held this delivery"
 
 
+class ProofWanted(State):
+    """Which proof of arrival a destination owes before its delivery is done."""
+
+    COMMITTED = "committed", "storage commitment; where it is not offered, found by query"
+    FOUND = "found", "found at the destination by its own identifier"
+    RESPONSE = "response", "the answer to the transfer alone; never enough to delete anything here"
+
+
+class Callback(State):
+    """Which way a destination's storage commitment reports come, as far as is known."""
+
+    UNKNOWN = "unknown", "no report has come yet"
+    SAME = "same", "on the association that asked"
+    NEW = "new", "on an association of the destination's own"
+    NEVER = "never", "none came in time; it is asked by query instead"
+
+
 class LinkState(State):
     """What is known about the line to a destination."""
 

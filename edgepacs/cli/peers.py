@@ -2,19 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
 from edgepacs.cli.session import ACTOR, Session, command, group
 from edgepacs.errors import InvalidValue
-from edgepacs.model import (
-    Service,
-)
-from edgepacs.store import (
-    peers,
-    rules,
-    terms,
-)
+from edgepacs.model import Service
+from edgepacs.store import destinations, peers, rules, terms
 
 _ae = group("ae", "AE titles that may call.")
 _destination = group("destination", "Where instances are sent.")
@@ -108,9 +103,7 @@ def destination_add(session: Session, *, name: str, title: str, host: str, port:
     """Add a destination reached by C-STORE."""
     with session.store() as store:
         with store.db.write() as tx:
-            number = peers.add_destination(
-                tx, name=name, title=title, host=host, port=port, actor=ACTOR
-            )
+            number = destinations.add(tx, name=name, title=title, host=host, port=port, actor=ACTOR)
         store.ring("forward")
     session.say({"id": number, "name": name}, f"destination {name} added")
 
@@ -120,7 +113,7 @@ def destination_list(session: Session) -> None:
     """List destinations and the state of their lines."""
     with session.store() as store:
         columns = ("name", "ae_title", "host", "port", "link", "link_ms", "link_note", "lossy")
-        session.table(peers.destinations(store.db), columns)
+        session.table(destinations.every(store.db), columns)
 
 
 @command(_destination, "echo")
@@ -130,10 +123,35 @@ def destination_echo(session: Session, *, name: str) -> None:
     from edgepacs.forward.sender import echo_in_words  # noqa: PLC0415  slow to load, rarely asked
 
     with session.store() as store:
-        succeeded, words = echo_in_words(store, peers.destination(store.db, name))
+        succeeded, words = echo_in_words(store, destinations.named(store.db, name))
     session.say({"name": name, "succeeded": succeeded, "result": words}, f"{name}: {words}")
     if not succeeded:
         sys.exit(69)  # as PeerError
+
+
+@command(_destination, "set")
+@click.argument("name")
+@click.argument("settings", nargs=-1, required=True, metavar="SETTING=VALUE...")
+def destination_set(session: Session, *, name: str, settings: tuple[str, ...]) -> None:
+    """Change settings; SETTING=@PATH takes the value from a file, as secrets should be."""
+    said = dict(_setting(one) for one in settings)
+    with session.store() as store:
+        with store.db.write() as tx:
+            destinations.change(tx, name, said, actor=ACTOR)
+        store.ring("forward")
+    session.say({"name": name, "changed": sorted(said)}, f"destination {name} changed")
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidValue("setting", f"{text!r} is not SETTING=VALUE")
+    if not value.startswith("@"):
+        return name, value
+    try:
+        return name, Path(value[1:]).read_text("utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise InvalidValue(name, "its file cannot be read as text") from error
 
 
 @command(_destination, "lossy")
@@ -152,7 +170,7 @@ def destination_lossy(session: Session, *, name: str, quality: int) -> None:
 def destination_remove(session: Session, *, name: str) -> None:
     """Remove a destination with its rules and its queue."""
     with session.store() as store, store.db.write() as tx:
-        peers.remove_destination(tx, name, actor=ACTOR)
+        destinations.remove(tx, name, actor=ACTOR)
     session.say({"removed": name}, f"destination {name} removed")
 
 

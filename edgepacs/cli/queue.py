@@ -8,10 +8,7 @@ from edgepacs.cli.session import ACTOR, Session, command, group
 from edgepacs.model import (
     DeliveryState,
 )
-from edgepacs.store import (
-    deliveries,
-    peers,
-)
+from edgepacs.store import deliveries, destinations, ledger
 
 _queue = group("queue", "What is on its way.")
 
@@ -23,7 +20,7 @@ _queue = group("queue", "What is on its way.")
 def queue_list(session: Session, *, state: str | None) -> None:
     """List what has not arrived, by study, destination and state."""
     with session.store() as store:
-        found = deliveries.outbox(store.db, DeliveryState(state) if state else None)
+        found = ledger.outbox(store.db, DeliveryState(state) if state else None)
     columns = ("study", "destination_name", "state", "hold_reason", "count", "attempts")
     session.table(found, (*columns, "last_error"))
 
@@ -38,7 +35,7 @@ def _add_queue_act(name: str, act: _Act, words: str) -> None:
     @click.option("--delivery", type=int, help="Only this one.")
     def run(session: Session, *, study: int | None, to: str | None, delivery: int | None) -> None:
         with session.store() as store:
-            destination = peers.destination(store.db, to).id if to else None
+            destination = destinations.named(store.db, to).id if to else None
             chosen = deliveries.Selection(delivery=delivery, study=study, destination=destination)
             with store.db.write() as tx:
                 count = act(tx, chosen, actor=ACTOR)

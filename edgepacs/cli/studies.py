@@ -9,13 +9,7 @@ from edgepacs.model import (
     StudyId,
     StudyState,
 )
-from edgepacs.store import (
-    deliveries,
-    disposal,
-    instances,
-    peers,
-    studies,
-)
+from edgepacs.store import deliveries, destinations, disposal, instances, studies
 
 _study = group("study", "Studies, and what a technologist does with them.")
 _quarantine = group("quarantine", "Other content under a known SOP Instance UID.")
@@ -37,7 +31,7 @@ def study_list(session: Session, *, limit: int) -> None:
 def study_send(session: Session, *, number: int, to: str) -> None:
     """Send a study at once, before everything else."""
     with session.store() as store:
-        destination = peers.destination(store.db, to)
+        destination = destinations.named(store.db, to)
         with store.db.write() as tx:
             count = deliveries.send_study(tx, StudyId(number), [destination.id], actor=ACTOR)
         store.ring("forward")

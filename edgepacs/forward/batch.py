@@ -21,7 +21,7 @@ from edgepacs.model import UID, DeliveryState
 from edgepacs.pixels.lossy import JPEG_2000_LOSSY, JPEG_BASELINE
 from edgepacs.pixels.syntaxes import syntax
 from edgepacs.store import Store, deliveries, terms
-from edgepacs.store.deliveries import Claim
+from edgepacs.store.claims import Claim
 
 FRESH_MS = 24 * 60 * 60 * 1000  # for so long a refusal is not asked about again
 TRIES = 3  # of converting an instance on which the converter breaks

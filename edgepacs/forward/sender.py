@@ -15,9 +15,10 @@ from edgepacs.forward import transport
 from edgepacs.forward.batch import Batch, Parcel, Verdict
 from edgepacs.forward.workshop import Workshop
 from edgepacs.model import DeliveryState, LinkState
-from edgepacs.store import Store, deliveries, peers
-from edgepacs.store.deliveries import Claim
-from edgepacs.store.peers import Destination, Errand
+from edgepacs.store import Store, claims, destinations, errands
+from edgepacs.store.claims import Claim
+from edgepacs.store.destinations import Destination
+from edgepacs.store.errands import Errand
 from edgepacs.store.renditions import Renditions
 from edgepacs.telemetry import Doorbell, failpoint, log, place_of
 
@@ -96,12 +97,12 @@ class Courier:
     def _round(self) -> float:
         """Do what can be done now; how many seconds to wait then."""
         if self._disturbed:
-            deliveries.recover(self._store.db, self.destination.id)
+            claims.recover(self._store.db, self.destination.id)
             self._disturbed = False
         pause = self._not_before - monotonic()
         if pause > 0:
             return pause
-        due = deliveries.next_due_ms(self._store.db, self.destination.id)
+        due = claims.next_due_ms(self._store.db, self.destination.id)
         if due is None:
             self._workshop.rest()
             return IDLE_SECONDS
@@ -109,9 +110,9 @@ class Courier:
             return min((due - wall_ms()) / 1000, IDLE_SECONDS)
         if self._link is not LinkState.UP and not self._probe():
             return self._not_before - monotonic()
-        claims = deliveries.claim(self._store.db, self.destination.id, BATCH)
+        taken = claims.claim(self._store.db, self.destination.id, BATCH)
         failpoint("forward.claimed")
-        self._send(claims)
+        self._send(taken)
         return max(0.0, self._not_before - monotonic())
 
     def _probe(self) -> bool:
@@ -131,10 +132,10 @@ class Courier:
 
     def _note(self, link: LinkState, words: str) -> None:
         self._link = link
-        peers.set_link(self._store.db, self.destination.id, link, words)
+        destinations.set_link(self._store.db, self.destination.id, link, words)
 
-    def _send(self, claims: Sequence[Claim]) -> None:
-        batch = Batch(self._store, self.destination.id, claims, self._workshop)
+    def _send(self, taken: Sequence[Claim]) -> None:
+        batch = Batch(self._store, self.destination.id, taken, self._workshop)
         words, fruitless = "its association ended before its turn", 0
         try:
             # An object that cannot be read aborts its association; the rest gets a new one.
@@ -152,7 +153,7 @@ class Courier:
             words = f"the line broke before its turn: {error}"
         finally:
             waiting_ids = [claim.id for claim in batch.waiting]
-            deliveries.give_back(self._store.db, waiting_ids, result=words)
+            claims.give_back(self._store.db, waiting_ids, result=words)
 
     def _carry(self, batch: Batch) -> None:
         """Send in one association what can go; what has to be converted is, before anybody dials.
@@ -190,8 +191,8 @@ class Courier:
 
     def _send_one(self, association: Association, parcel: Parcel) -> None:
         claim = parcel.claim
-        if not deliveries.may_leave(self._store.db, claim):
-            deliveries.give_back(self._store.db, [claim.id], result="stopped before its turn")
+        if not claims.may_leave(self._store.db, claim):
+            claims.give_back(self._store.db, [claim.id], result="stopped before its turn")
             return
         try:
             verdict = transport.send(self._store, association, parcel)
@@ -202,7 +203,7 @@ class Courier:
             self._finish(claim, verdict, at_once=hurry)
             raise
         if verdict is None:
-            deliveries.give_back(self._store.db, [claim.id], result="rewritten before its turn")
+            claims.give_back(self._store.db, [claim.id], result="rewritten before its turn")
             return
         failpoint("forward.sent")
         self._finish(claim, verdict)
@@ -210,7 +211,7 @@ class Courier:
     def _finish(self, claim: Claim, verdict: Verdict, *, at_once: bool = False) -> None:
         again = verdict.state is DeliveryState.QUEUED and not at_once
         next_ms = wall_ms() + retry_delay_ms(claim.attempts) if again else 0
-        deliveries.finish(
+        claims.finish(
             self._store.db,
             claim.id,
             verdict.state,
@@ -231,7 +232,7 @@ class Sender:
     def run(self, stop: threading.Event) -> None:
         """Forward until `stop`."""
         Renditions(self._store).clear()
-        broken_off = deliveries.recover(self._store.db)
+        broken_off = claims.recover(self._store.db)
         if broken_off:
             log.info("%d deliveries were broken off and are queued again", broken_off)
         bell = Doorbell(self._store.paths.doorbell("forward"))
@@ -248,7 +249,7 @@ class Sender:
 
     def _keep_couriers(self) -> None:
         """One courier per destination there is now."""
-        present = {one.id: one for one in peers.destinations(self._store.db)}
+        present = {one.id: one for one in destinations.every(self._store.db)}
         for number, courier in list(self._couriers.items()):
             # A number is given again: what was removed may have become another destination.
             if number not in present or not courier.carries_to(present[number]):
@@ -258,19 +259,19 @@ class Sender:
 
     def _run_errands(self) -> None:
         """Each in a thread of its own: a host that swallows all must not hold up the rest."""
-        for errand in peers.open_errands(self._store.db, "forward"):
+        for errand in errands.still_open(self._store.db, "forward"):
             if errand.id not in self._errands:
                 self._errands.add(errand.id)
                 threading.Thread(target=self._run_errand, args=(errand,), daemon=True).start()
 
     def _run_errand(self, errand: Errand) -> None:
         destination = next(
-            (d for d in peers.destinations(self._store.db) if d.id == errand.subject), None
+            (d for d in destinations.every(self._store.db) if d.id == errand.subject), None
         )
         words, succeeded = "the destination is gone", False
         if destination is not None:
             succeeded, words = echo_in_words(self._store, destination)
-        peers.answer(self._store.db, errand.id, succeeded=succeeded, result=words)
+        errands.answer(self._store.db, errand.id, succeeded=succeeded, result=words)
         self._errands.discard(errand.id)
 
 

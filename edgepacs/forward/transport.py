@@ -11,8 +11,9 @@ from edgepacs.forward.batch import Pair, Parcel, Verdict
 from edgepacs.model import UID, DeliveryState
 from edgepacs.pixels.syntaxes import syntax
 from edgepacs.store import Store, deliveries, instances
-from edgepacs.store.deliveries import LOSSY_RESPONSE, RESPONSE, Claim
-from edgepacs.store.peers import Destination
+from edgepacs.store.claims import Claim
+from edgepacs.store.deliveries import LOSSY_RESPONSE, RESPONSE
+from edgepacs.store.destinations import Destination
 
 IMPLICIT_VR_LE = "1.2.840.10008.1.2"
 CONNECT_SECONDS = 10.0

@@ -25,7 +25,7 @@ from edgepacs.model import (
     StudyState,
     require_transition,
 )
-from edgepacs.store import audit, compressions, deliveries, fingerprint
+from edgepacs.store import audit, compressions, deliveries, fingerprint, routing
 from edgepacs.store.db import Database, Transaction
 
 
@@ -279,7 +279,7 @@ def _take_new(tx: Transaction, draft: Draft, outcome: Outcome, version: int) -> 
     placed = {"series": series, "study": study, "association": association}
     number = _insert(tx, draft, outcome, version, placed)
     _count(tx, study, series, int(stored), draft.byte_length * stored, draft.received_ms)
-    due = stored and deliveries.due(
+    due = stored and routing.due(
         tx, InstanceId(number), StudyId(study), draft.arrival, draft.attributes
     )
     return replace(_answer(tx, draft, outcome, number, study), due=due, association=association)
@@ -582,7 +582,7 @@ def accept_version(db: Database, number: InstanceId, *, actor: str) -> None:
             move(tx, former, InstanceState.SUPERSEDED, actor=actor)
             deliveries.supersede(tx, former, actor=actor)
         move(tx, number, InstanceState.STORED, actor=actor)
-        deliveries.due_again(tx, number)
+        routing.due_again(tx, number)
         compressions.consider(tx, number)
 
 

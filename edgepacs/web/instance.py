@@ -10,7 +10,7 @@ from werkzeug.datastructures import MultiDict
 from edgepacs.custody import outgoing, readout
 from edgepacs.errors import InvalidValue
 from edgepacs.model import InstanceId, Role, uid
-from edgepacs.store import deliveries, instances
+from edgepacs.store import instances, ledger
 from edgepacs.store.instances import Instance
 from edgepacs.web import compression, gate
 from edgepacs.web.wording import visible
@@ -80,7 +80,7 @@ def attributes(number: InstanceId) -> str:
         "_attributes.html",
         instance=one,
         lines=readout.attribute_lines(store, one),
-        deliveries=deliveries.of_instance(store.db, number),
+        deliveries=ledger.of_instance(store.db, number),
         standing=compression.of_instance(store.db, number),
     )
 

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.errors import InvalidValue, NotAllowed
 from edgepacs.model import HoldReason, Role, StudyId
-from edgepacs.store import deliveries, peers, studies
+from edgepacs.store import deliveries, destinations, ledger, studies
 from edgepacs.store.db import Transaction
 from edgepacs.store.deliveries import Selection
 from edgepacs.store.studies import Study
@@ -40,9 +40,9 @@ def rows() -> AnyResponse:
 
 def _content() -> dict[str, object]:
     db = gate.store().db
-    unfinished = sorted(ways(deliveries.outbox(db)), key=lambda way: (way.destination, way.study))
+    unfinished = sorted(ways(ledger.outbox(db)), key=lambda way: (way.destination, way.study))
     queues: list[tuple[object, int, list[tuple[Study, Way]]]] = []
-    by_number = {one.id: one for one in peers.destinations(db)}
+    by_number = {one.id: one for one in destinations.every(db)}
     for number, group in groupby(unfinished, key=lambda way: way.destination):
         mine = list(group)
         shown = [(studies.study(db, StudyId(way.study)), way) for way in mine[:_MOST_STUDIES]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from edgepacs.clock import wall_ms
 from edgepacs.model import DeliveryState, HoldReason, Role
-from edgepacs.store.deliveries import Progress
+from edgepacs.store.ledger import Progress
 from edgepacs.web.gate import Caller
 from edgepacs.web.wording import label
 
@@ -113,7 +113,7 @@ class Way:
 
 
 def ways(rows: Iterable[Progress]) -> list[Way]:
-    """The rows of `deliveries.progress_of_studies` or `outbox`, one Way a study and destination."""
+    """The rows of `ledger.progress_of_studies` or `outbox`, one Way a study and destination."""
     found: dict[tuple[int, int], Way] = {}
     for row in rows:
         key = (row.study, row.destination)

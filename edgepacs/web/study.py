@@ -11,10 +11,19 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.errors import InvalidValue
 from edgepacs.model import InstanceId, InstanceState, Role, SeriesId, StudyId, StudyState
-from edgepacs.store import audit, deliveries, disposal, fingerprint, instances, peers, studies
+from edgepacs.store import (
+    audit,
+    deliveries,
+    destinations,
+    disposal,
+    fingerprint,
+    instances,
+    ledger,
+    studies,
+)
 from edgepacs.store.audit import AuditRecord
+from edgepacs.store.destinations import Destination
 from edgepacs.store.instances import Instance
-from edgepacs.store.peers import Destination
 from edgepacs.store.studies import Series, Study
 from edgepacs.web import compression, gate
 from edgepacs.web.compression import Standing
@@ -63,13 +72,13 @@ class Panel:
 
 def _panel(number: StudyId) -> Panel:
     db = gate.store().db
-    progress = deliveries.progress_of_studies(db, [number])[number]
+    progress = ledger.progress_of_studies(db, [number])[number]
     waiting = instances.waiting(db, InstanceState.QUARANTINED, number)
     standing = compression.of_study(db, number)
     return Panel(
         study=studies.study(db, number),
         ways=ways(progress),
-        destinations=peers.destinations(db),
+        destinations=destinations.every(db),
         versions=[
             Version(new=one, stored=instances.stored_version(db, one.sop_instance_uid))
             for one in waiting
@@ -138,7 +147,7 @@ def as_json(number: StudyId) -> Response:
         ],
         quarantined=[_instance_json(version.new) for version in panel.versions],
         deliveries=[
-            asdict(row) for row in deliveries.progress_of_studies(gate.store().db, [number])[number]
+            asdict(row) for row in ledger.progress_of_studies(gate.store().db, [number])[number]
         ],
         history=[asdict(one) for one in panel.history],
     )
@@ -179,7 +188,7 @@ def set_state(number: StudyId) -> AnyResponse:
 def send(number: StudyId) -> AnyResponse:
     """Send the whole study at once to the destinations chosen."""
     store = gate.store()
-    known = {str(one.id): one.id for one in peers.destinations(store.db)}
+    known = {str(one.id): one.id for one in destinations.every(store.db)}
     chosen = request.form.getlist("destination")
     if not chosen or any(one not in known for one in chosen):
         raise InvalidValue("destination", "choose at least one of those there are")

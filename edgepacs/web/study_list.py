@@ -26,7 +26,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.errors import InvalidValue
 from edgepacs.model import Role, StudyState
-from edgepacs.store import deliveries, studies
+from edgepacs.store import ledger, studies
 from edgepacs.store.studies import Search, Study
 from edgepacs.web import gate
 from edgepacs.web.progress import Way, ways
@@ -164,7 +164,7 @@ def _listing(wanted: Search, key: str, number: int) -> Listing:
     asked = replace(wanted, limit=PAGE + 1, offset=(number - 1) * PAGE)
     found = studies.search(db, asked)
     here = found[:PAGE]
-    progress = deliveries.progress_of_studies(db, [study.id for study in here])
+    progress = ledger.progress_of_studies(db, [study.id for study in here])
     return Listing(
         search=wanted,
         key=key,
@@ -237,7 +237,7 @@ def _as_json(wanted: Search, paging: Any) -> Response:
     offset = _whole(str(paging.get("offset", 0)), "offset", 0, _MOST_PAGES * PAGE)
     db = gate.store().db
     found = studies.search(db, replace(wanted, limit=limit, offset=offset))
-    progress = deliveries.progress_of_studies(db, [study.id for study in found])
+    progress = ledger.progress_of_studies(db, [study.id for study in found])
     return jsonify(
         studies=[
             {**asdict(study), "deliveries": [asdict(row) for row in progress[study.id]]}

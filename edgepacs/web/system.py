@@ -6,7 +6,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from edgepacs import __version__
 from edgepacs.errors import EdgePacsError, InvalidValue
 from edgepacs.model import Role, Service
-from edgepacs.store import peers, rules, studies, users
+from edgepacs.store import destinations, errands, peers, rules, studies, users
 from edgepacs.web import compression, gate
 
 blueprint = Blueprint("system", __name__)
@@ -40,7 +40,7 @@ def _page(*, user: str = "", secret: str = "") -> str:
         counts=studies.counts(store.db),
         free=store.vault.free_bytes(),
         standing=compression.of_all(store.db),
-        destinations=peers.destinations(store.db),
+        destinations=destinations.every(store.db),
         aes=peers.known_aes(store.db),
         refused=peers.refused(store.db)[:50],
         rules=rules.all_rules(store.db),
@@ -74,7 +74,7 @@ def add_destination() -> AnyResponse:
     """Add a destination reached by DIMSE."""
     store = gate.store()
     with store.db.write() as tx:
-        peers.add_destination(
+        destinations.add(
             tx,
             name=_field("name"),
             title=_field("title"),
@@ -92,7 +92,7 @@ def remove_destination() -> AnyResponse:
     """Remove a destination with its rules and its deliveries."""
     store = gate.store()
     with store.db.write() as tx:
-        peers.remove_destination(tx, _field("name"), actor=gate.caller().name)
+        destinations.remove(tx, _field("name"), actor=gate.caller().name)
     store.ring("forward")
     return _done("destinations")
 
@@ -102,7 +102,7 @@ def remove_destination() -> AnyResponse:
 def echo(number: int) -> tuple[Response, int]:
     """Ask the forwarder to echo a destination; the answer is fetched with `errand`."""
     store = gate.store()
-    asked = peers.ask(
+    asked = errands.ask(
         store.db, role="forward", act="echo", subject=number, actor=gate.caller().name
     )
     store.ring("forward")
@@ -113,7 +113,7 @@ def echo(number: int) -> tuple[Response, int]:
 @gate.open_to(Role.ADMIN)
 def errand(number: int) -> Response:
     """How an errand went, or that it has not been done yet."""
-    found = peers.errand(gate.store().db, number)
+    found = errands.numbered(gate.store().db, number)
     return jsonify(
         done=found.done_ms is not None, succeeded=bool(found.succeeded), result=found.result
     )

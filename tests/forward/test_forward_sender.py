@@ -27,7 +27,16 @@ from edgepacs.forward import sender as module
 from edgepacs.forward import transport
 from edgepacs.forward.sender import Courier, echo_in_words, retry_delay_ms
 from edgepacs.model import DeliveryState, InstanceId, LinkState, StudyState
-from edgepacs.store import Store, deliveries, instances, peers, studies
+from edgepacs.store import (
+    Store,
+    claims,
+    deliveries,
+    destinations,
+    errands,
+    instances,
+    ledger,
+    studies,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +63,7 @@ def done(store: Store, *states: str, seconds: float = 20) -> None:
 
 
 def link(store: Store, name: str = "pacs") -> tuple[LinkState, str]:
-    found = peers.destination(store.db, name)
+    found = destinations.named(store.db, name)
     return found.link, found.link_note
 
 
@@ -144,11 +153,11 @@ def test_out_of_resources_waits_its_time(store: Store, recorder: RecordingSCP) -
         recorder.wait_for(0)
         until(lambda: recorder.total_requests == 1, "one request")
         stays(lambda: recorder.total_requests == 1, "one request", seconds=0.5)
-    (one,) = deliveries.of_instance(store.db, receipt.instance_id)
+    (one,) = ledger.of_instance(store.db, receipt.instance_id)
     assert (one.state, one.attempts) == (DeliveryState.QUEUED, 1)
     assert "A700" in one.last_error
     assert "disk full" in one.last_error
-    due = deliveries.next_due_ms(store.db, 1)
+    due = claims.next_due_ms(store.db, 1)
     assert due is not None
     assert due > before + 5000
 
@@ -163,7 +172,7 @@ def test_what_is_refused_for_good_waits_for_a_person(
     take_in(store)
     with forwarding(store):
         done(store, "failed", "sent")
-        assert f"{status:04X}" in deliveries.of_instance(store.db, first.instance_id)[0].last_error
+        assert f"{status:04X}" in ledger.of_instance(store.db, first.instance_id)[0].last_error
         with store.db.write() as tx:
             deliveries.retry(tx, deliveries.Selection(delivery=1), actor="eve")
         store.ring("forward")
@@ -192,7 +201,7 @@ def test_where_no_context_at_all_is_accepted_each_fails(store: Store) -> None:
         with forwarding(store):
             done(store, "failed", "failed", "failed")
     assert scp.requests == []
-    error = deliveries.of_instance(store.db, InstanceId(1))[0].last_error
+    error = ledger.of_instance(store.db, InstanceId(1))[0].last_error
     assert error == (
         "the destination does not accept CT Image Storage, in whatever transfer syntax"
     )
@@ -227,7 +236,7 @@ def test_an_instance_that_breaks_its_association_holds_up_no_other(
                 seconds=30,
             )
     assert {"1.2.1", "1.2.2", "1.2.3"} <= set(scp.requests)
-    one = deliveries.of_instance(store.db, poison)[0]
+    one = ledger.of_instance(store.db, poison)[0]
     assert one.state in (DeliveryState.QUEUED, DeliveryState.SENDING)
     assert one.attempts >= 1
     others = [d for d in deliveries_of(store) if d[0] == "sent"]
@@ -271,7 +280,7 @@ def test_a_tampered_object_is_never_sent_and_blocks_nothing(
     with forwarding(store):
         done(store, "failed", "failed", "sent")
     assert set(recorder.by_uid()) == {parts[2].sop_instance}
-    error = deliveries.of_instance(store.db, rows[0])[0].last_error
+    error = ledger.of_instance(store.db, rows[0])[0].last_error
     assert "does not authenticate" in error
     assert parts[0].sop_instance not in error
 
@@ -338,7 +347,7 @@ def test_a_removed_destination_is_sent_nothing_and_its_number_misleads_nobody(
         with forwarding(store) as role:
             until(lambda: role._couriers, "a courier")
             with store.db.write() as tx:
-                peers.remove_destination(tx, "pacs", actor="eve")
+                destinations.remove(tx, "pacs", actor="eve")
             to(store, other, "other")
             take_in(store)
             other.wait_for(1)
@@ -355,20 +364,20 @@ def test_errands_are_run_and_answered(store: Store, recorder: RecordingSCP) -> N
             (bad, 0, "nothing listens"),
             (99, 0, "gone"),
         ):
-            number = peers.ask(store.db, role="forward", act="echo", subject=subject, actor="eve")
+            number = errands.ask(store.db, role="forward", act="echo", subject=subject, actor="eve")
             store.ring("forward")
-            until(lambda n=number: peers.errand(store.db, n).done_ms, "an answer")  # type: ignore[misc]
-            found = peers.errand(store.db, number)
+            until(lambda n=number: errands.numbered(store.db, n).done_ms, "an answer")  # type: ignore[misc]
+            found = errands.numbered(store.db, number)
             assert (found.succeeded, words in found.result) == (succeeded, True), found
 
 
 def test_an_echo_in_words(store: Store, recorder: RecordingSCP) -> None:
     to(store, recorder)
-    succeeded, words = echo_in_words(store, peers.destination(store.db, "pacs"))
+    succeeded, words = echo_in_words(store, destinations.named(store.db, "pacs"))
     assert succeeded
     assert words.startswith("answered C-ECHO in ")
     recorder.down()
-    assert echo_in_words(store, peers.destination(store.db, "pacs"))[0] is False
+    assert echo_in_words(store, destinations.named(store.db, "pacs"))[0] is False
 
 
 # -- crashes and faults
@@ -377,7 +386,7 @@ def test_an_echo_in_words(store: Store, recorder: RecordingSCP) -> None:
 def test_what_a_crash_left_is_sent_again(store: Store, recorder: RecordingSCP) -> None:
     number = to(store, recorder)
     take_in(store)
-    deliveries.claim(store.db, number, 1)
+    claims.claim(store.db, number, 1)
     with forwarding(store):
         done(store, "sent")
     assert deliveries_of(store)[0][3] == 2
@@ -408,7 +417,7 @@ def test_an_index_that_fails_at_the_end_of_an_attempt_leaves_nothing_stuck(
     to(store, recorder)
     for _ in range(3):
         take_in(store)
-    real = deliveries.finish
+    real = claims.finish
     failures = iter((EdgePacsError("disk full"),))
 
     def failing(*values: object, **named: object) -> None:
@@ -416,7 +425,7 @@ def test_an_index_that_fails_at_the_end_of_an_attempt_leaves_nothing_stuck(
             raise error
         real(*values, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(deliveries, "finish", failing)
+    monkeypatch.setattr(claims, "finish", failing)
     with forwarding(store):
         done(store, *["sent"] * 3)
 
@@ -449,7 +458,7 @@ def test_backoff_grows_within_bounds() -> None:
 
 def test_a_courier_knows_where_it_carries_to(store: Store, recorder: RecordingSCP) -> None:
     to(store, recorder)
-    one = peers.destination(store.db, "pacs")
+    one = destinations.named(store.db, "pacs")
     courier = Courier(store, one)
     try:
         assert courier.carries_to(replace(one, link=LinkState.DOWN, name="renamed"))

@@ -33,7 +33,7 @@ from edgepacs.errors import EdgePacsError
 from edgepacs.forward import batch, converter, sender, workshop
 from edgepacs.forward.converter import Converter, Order
 from edgepacs.model import InstanceId
-from edgepacs.store import Store, deliveries, fsck, instances, studies, terms
+from edgepacs.store import Store, claims, deliveries, fsck, instances, ledger, studies, terms
 
 VIDEO = ROOT + ".4.102"
 
@@ -80,7 +80,7 @@ def done(store: Store, *states: str, seconds: float = 60) -> None:
 
 
 def last_error(store: Store, number: int) -> str:
-    return deliveries.of_instance(store.db, InstanceId(number))[0].last_error
+    return ledger.of_instance(store.db, InstanceId(number))[0].last_error
 
 
 # -- whatever the peer accepts
@@ -554,9 +554,9 @@ def test_what_was_rewritten_beyond_what_was_proposed_waits_for_the_next_associat
         compress_all(store)
         with store.db.write() as tx:
             tx.run("UPDATE delivery SET next_ms = 1")
-        (claimed,) = deliveries.claim(store.db, number, 1)
+        (claimed,) = claims.claim(store.db, number, 1)
         assert claimed.transfer_syntax_uid == JPEG_LS
-        deliveries.give_back(store.db, [claimed.id], result="")
+        claims.give_back(store.db, [claimed.id], result="")
         with forwarding(store):
             done(store, "sent")
     assert peer.got[part.sop_instance][0] == JPEG_LS
@@ -585,7 +585,7 @@ def test_a_destination_may_be_sent_lossy_images(store: Store) -> None:
     assert (uid, got.SOPInstanceUID, got.LossyImageCompression) == (lossy, sop, "01")
     assert sop != eye.sop_instance
     assert got.SourceImageSequence[0].ReferencedSOPInstanceUID == eye.sop_instance
-    proofs = [deliveries.of_instance(store.db, one)[0].proof for one in rows]
+    proofs = [ledger.of_instance(store.db, one)[0].proof for one in rows]
     assert proofs == [deliveries.LOSSY_RESPONSE, deliveries.RESPONSE]
     kept = instances.instance(store.db, rows[0])
     assert kept.transfer_syntax_uid == EXPLICIT_LE

@@ -8,7 +8,7 @@ from powercut.load import Key
 from edgepacs import config
 from edgepacs.errors import EdgePacsError
 from edgepacs.model import InstanceId, ObjectId
-from edgepacs.store import Store, deliveries, opened
+from edgepacs.store import Store, ledger, opened
 from edgepacs.store.db import Database
 from edgepacs.store.instances import Draft
 
@@ -27,7 +27,7 @@ def _examine_one(store: Store, before: Path, key: Key) -> Iterator[str]:
     for number, object_id, words in _rows(store.db, key):
         yield f"  row now: {words}"
         yield f"    its object {_object(store, ObjectId(object_id))}"
-        for delivery in deliveries.of_instance(store.db, InstanceId(number)):
+        for delivery in ledger.of_instance(store.db, InstanceId(number)):
             yield f"    delivery: {delivery.state}, {delivery.attempts} attempts"
     yield from (f"  object {_object(store, one)}" for one in _objects(store, key))
 

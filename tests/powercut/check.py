@@ -14,7 +14,7 @@ from edgepacs import config
 from edgepacs.custody import restore
 from edgepacs.errors import EdgePacsError
 from edgepacs.model import InstanceId, ObjectId
-from edgepacs.store import Store, audit, deliveries, instances, opened
+from edgepacs.store import Store, audit, instances, ledger, opened
 from edgepacs.store.instances import Instance
 
 _SWEEP_SECONDS = 20.0
@@ -80,7 +80,7 @@ def _compare_one(store: Store, key: Key, found: Findings) -> int:
         found.altered[key] = f"row {row.id}: the data set differs"
     if _rows(store, row.id - 1, row.id)[0].association is None:
         found.remade.add(key)  # an object does not remember the association it came over
-    if not deliveries.of_instance(store.db, row.id):
+    if not ledger.of_instance(store.db, row.id):
         found.others.append(f"{key}, row {row.id}: no delivery")
     if not audit.of_subject(store.db, "instance", row.id):
         found.others.append(f"{key}, row {row.id}: no audit record")

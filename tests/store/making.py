@@ -18,8 +18,8 @@ from edgepacs.clock import wall_ms
 from edgepacs.custody import ingest
 from edgepacs.custody.scan import scan
 from edgepacs.model import UID, Arrival, Origin, Receipt
-from edgepacs.store import Store, deliveries, founding, instances, peers
-from edgepacs.store.deliveries import Claim
+from edgepacs.store import Store, claims, destinations, founding, instances
+from edgepacs.store.claims import Claim
 from edgepacs.store.instances import Draft
 from edgepacs.telemetry import doorbell
 
@@ -193,7 +193,7 @@ def commit(store: Store, one: Draft) -> Receipt:
 
 def add_destination(store: Store, name: str = "pacs", title: str = "PACS", port: int = 1) -> int:
     with store.db.write() as tx:
-        return peers.add_destination(
+        return destinations.add(
             tx, name=name, title=title, host="127.0.0.1", port=port, actor="test"
         )
 
@@ -214,7 +214,7 @@ def states_of(store: Store) -> list[str]:
 
 
 def claim_one(store: Store, destination: int) -> Claim:
-    (claimed,) = deliveries.claim(store.db, destination, 1)
+    (claimed,) = claims.claim(store.db, destination, 1)
     return claimed
 
 

@@ -22,7 +22,7 @@ from edgepacs.model import (
     StudyState,
     require_transition,
 )
-from edgepacs.store import Store, audit, deliveries, rules, studies
+from edgepacs.store import Store, audit, claims, deliveries, ledger, rules, studies
 from edgepacs.store.deliveries import Selection
 
 D, S = DeliveryState, StudyState
@@ -124,11 +124,11 @@ def test_only_what_is_being_sent_can_be_finished(
     commit(store, draft(store))
     put(store, state)
     if state is D.SENDING:
-        deliveries.finish(store.db, 1, new, result="words")
+        claims.finish(store.db, 1, new, result="words")
         assert states_of(store) == [new]
     else:
         with pytest.raises(Conflict):
-            deliveries.finish(store.db, 1, new, result="words")
+            claims.finish(store.db, 1, new, result="words")
         assert states_of(store) == [state]
 
 
@@ -139,7 +139,7 @@ def test_an_attempt_cannot_end_in_what_the_table_forbids(
     commit(store, draft(store))
     claim_one(store, pacs)
     with pytest.raises(Conflict):
-        deliveries.finish(store.db, 1, new, result="")
+        claims.finish(store.db, 1, new, result="")
     assert states_of(store) == ["sending"]
 
 
@@ -151,13 +151,11 @@ def test_claims_come_by_priority_then_age(store: Store, pacs: int) -> None:
     with store.db.write() as tx:
         tx.run("UPDATE delivery SET priority = 9 WHERE id IN (3, 5)")
         tx.run("UPDATE delivery SET next_ms = ? WHERE id = 2", wall_ms() + 60_000)
-    taken = deliveries.claim(store.db, pacs, 4)
+    taken = claims.claim(store.db, pacs, 4)
     order = [receipts[n - 1].instance_id for n in (3, 5, 1, 4)]
     assert [one.instance for one in taken] == order
-    assert [one.instance for one in deliveries.claim(store.db, pacs, 9)] == [
-        receipts[5].instance_id
-    ]
-    assert deliveries.claim(store.db, pacs, 9) == []
+    assert [one.instance for one in claims.claim(store.db, pacs, 9)] == [receipts[5].instance_id]
+    assert claims.claim(store.db, pacs, 9) == []
 
 
 def test_a_claim_carries_what_sending_needs_and_is_recorded_before(store: Store, pacs: int) -> None:
@@ -178,23 +176,23 @@ def test_a_claim_carries_what_sending_needs_and_is_recorded_before(store: Store,
 def test_claims_of_one_destination_leave_the_others_alone(store: Store) -> None:
     one, two = add_destination(store, "a", "A"), add_destination(store, "b", "B")
     commit(store, draft(store))
-    assert len(deliveries.claim(store.db, one, 10)) == 1
+    assert len(claims.claim(store.db, one, 10)) == 1
     assert states_of(store) == ["sending", "queued"]
-    assert deliveries.next_due_ms(store.db, one) is None
-    assert deliveries.next_due_ms(store.db, two) == 0
+    assert claims.next_due_ms(store.db, one) is None
+    assert claims.next_due_ms(store.db, two) == 0
 
 
 def test_when_the_next_is_due(store: Store, pacs: int) -> None:
-    assert deliveries.next_due_ms(store.db, pacs) is None
+    assert claims.next_due_ms(store.db, pacs) is None
     commit(store, draft(store))
     commit(store, draft(store))
     then = wall_ms() + 60_000
     for number, later in ((1, then + 200), (2, then)):
         taken = claim_one(store, pacs)
         assert taken.id == number
-        deliveries.finish(store.db, taken.id, D.QUEUED, result="later", next_ms=later)
-    assert deliveries.next_due_ms(store.db, pacs) == then
-    assert deliveries.claim(store.db, pacs, 2) == []
+        claims.finish(store.db, taken.id, D.QUEUED, result="later", next_ms=later)
+    assert claims.next_due_ms(store.db, pacs) == then
+    assert claims.claim(store.db, pacs, 2) == []
 
 
 def test_an_attempt_ends_with_its_words(store: Store, pacs: int) -> None:
@@ -206,11 +204,9 @@ def test_an_attempt_ends_with_its_words(store: Store, pacs: int) -> None:
         (D.QUEUED, "", "later"),
     ):
         taken = claim_one(store, pacs)
-        deliveries.finish(
-            store.db, taken.id, state, result=error or "fine", next_ms=wall_ms() + 9999
-        )
-        ledger = deliveries.of_instance(store.db, taken.instance)
-        assert [(d.state, d.proof, d.last_error, d.attempts) for d in ledger] == [
+        claims.finish(store.db, taken.id, state, result=error or "fine", next_ms=wall_ms() + 9999)
+        rows = ledger.of_instance(store.db, taken.instance)
+        assert [(d.state, d.proof, d.last_error, d.attempts) for d in rows] == [
             (state, proof, error, 1)
         ]
     with store.db.read() as tx:
@@ -221,25 +217,25 @@ def test_an_attempt_ends_with_its_words(store: Store, pacs: int) -> None:
 def test_what_never_began_costs_no_attempt(store: Store, pacs: int) -> None:
     for _ in range(2):
         commit(store, draft(store))
-    taken = deliveries.claim(store.db, pacs, 2)
-    deliveries.give_back(store.db, [one.id for one in taken], result="line broke")
+    taken = claims.claim(store.db, pacs, 2)
+    claims.give_back(store.db, [one.id for one in taken], result="line broke")
     assert deliveries_of(store) == [("queued", "", 0, 0)] * 2
-    assert deliveries.next_due_ms(store.db, pacs) == 0
-    deliveries.give_back(store.db, [taken[0].id], result="again")  # not claimed any more
+    assert claims.next_due_ms(store.db, pacs) == 0
+    claims.give_back(store.db, [taken[0].id], result="again")  # not claimed any more
     assert deliveries_of(store)[0] == ("queued", "", 0, 0)
-    assert [one.attempts for one in deliveries.claim(store.db, pacs, 2)] == [1, 1]
+    assert [one.attempts for one in claims.claim(store.db, pacs, 2)] == [1, 1]
 
 
 def test_after_a_crash_claims_are_queued_again_with_their_attempt(store: Store, pacs: int) -> None:
     other = add_destination(store, "other", "OTHER")
     for _ in range(2):
         commit(store, draft(store))
-    deliveries.claim(store.db, pacs, 2)
+    claims.claim(store.db, pacs, 2)
     claim_one(store, other)
-    assert deliveries.recover(store.db, pacs) == 2
+    assert claims.recover(store.db, pacs) == 2
     assert sorted(states_of(store)) == ["queued"] * 3 + ["sending"]
-    assert deliveries.recover(store.db) == 1
-    assert deliveries.recover(store.db) == 0
+    assert claims.recover(store.db) == 1
+    assert claims.recover(store.db) == 0
     assert sorted(row[3] for row in deliveries_of(store)) == [0, 1, 1, 1]
     with store.db.read() as tx:
         assert tx.number("SELECT COUNT(*) FROM attempt WHERE ended_ms IS NULL") == 0
@@ -307,9 +303,9 @@ def test_acts_are_audited_with_who_and_what(
 def test_retry_hurries_what_waits_for_its_time(store: Store, pacs: int) -> None:
     commit(store, draft(store))
     taken = claim_one(store, pacs)
-    deliveries.finish(store.db, taken.id, D.QUEUED, result="", next_ms=wall_ms() + 99_999)
+    claims.finish(store.db, taken.id, D.QUEUED, result="", next_ms=wall_ms() + 99_999)
     assert act(store, deliveries.retry, ALL) == 1
-    assert deliveries.next_due_ms(store.db, pacs) == 0
+    assert claims.next_due_ms(store.db, pacs) == 0
 
 
 # -- what a person says of a study
@@ -403,24 +399,24 @@ def test_nothing_of_a_stopped_study_comes_back_into_the_queue(
     elif way == "retry cancelled":
         put(store, D.CANCELLED)
     elif way in ("back", "later", "crash"):
-        taken = deliveries.claim(store.db, pacs, 2)
+        taken = claims.claim(store.db, pacs, 2)
     say(store, study, stop)
     if way == "release":
         act(store, deliveries.release, ALL)
     elif way.startswith("retry"):
         assert act(store, deliveries.retry, ALL) == 1
     elif way == "back":
-        assert [deliveries.may_leave(store.db, one) for one in taken] == [False, True]
-        deliveries.give_back(store.db, [one.id for one in taken], result="line broke")
+        assert [claims.may_leave(store.db, one) for one in taken] == [False, True]
+        claims.give_back(store.db, [one.id for one in taken], result="line broke")
     elif way == "later":
         for one in taken:
-            deliveries.finish(store.db, one.id, D.QUEUED, result="busy")
+            claims.finish(store.db, one.id, D.QUEUED, result="busy")
     else:
-        deliveries.recover(store.db)
+        claims.recover(store.db)
     stopped, free = deliveries_of(store)
     assert stopped[0] != "queued"
     assert free[0] == "queued"
-    assert [one.id for one in deliveries.claim(store.db, pacs, 9)] == [2]
+    assert [one.id for one in claims.claim(store.db, pacs, 9)] == [2]
     say(store, study, S.RECEIVED)
     act(store, deliveries.retry, Selection(study=study))
     assert deliveries_of(store)[0][:2] == ("queued", "")
@@ -451,7 +447,7 @@ def test_a_study_sent_at_once_goes_before_the_others(store: Store, pacs: int) ->
     for study in ("1.1", "1.2"):
         commit(store, draft(store, study=study))
     act(store, deliveries.send_study, StudyId(2), [pacs])
-    assert [one.id for one in deliveries.claim(store.db, pacs, 2)] == [2, 1]
+    assert [one.id for one in claims.claim(store.db, pacs, 2)] == [2, 1]
 
 
 @pytest.mark.parametrize("stop", [S.HELD, S.REJECTED])
@@ -478,14 +474,14 @@ def test_progress_is_summed_by_study_destination_and_state(store: Store, pacs: i
     for study in ("1.1", "1.1", "1.1", "1.2"):
         commit(store, draft(store, study=study))
     taken = claim_one(store, pacs)
-    deliveries.finish(store.db, taken.id, D.SENT, result="fine")
-    found = deliveries.progress_of_studies(store.db, [1, 2, 77])
+    claims.finish(store.db, taken.id, D.SENT, result="fine")
+    found = ledger.progress_of_studies(store.db, [1, 2, 77])
     assert [(p.state, p.count) for p in found[1]] == [(D.QUEUED, 2), (D.SENT, 1)]
     assert [(p.state, p.count) for p in found[2]] == [(D.QUEUED, 1)]
     assert found[77] == []
-    assert [(p.study, p.count) for p in deliveries.outbox(store.db)] == [(1, 2), (2, 1)]
-    assert [p.count for p in deliveries.outbox(store.db, D.SENT)] == [1]
-    assert deliveries.progress_of_studies(store.db, []) == {}
+    assert [(p.study, p.count) for p in ledger.outbox(store.db)] == [(1, 2), (2, 1)]
+    assert [p.count for p in ledger.outbox(store.db, D.SENT)] == [1]
+    assert ledger.progress_of_studies(store.db, []) == {}
 
 
 # -- the trail

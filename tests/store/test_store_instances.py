@@ -29,7 +29,7 @@ from edgepacs.model import (
     StudyId,
     StudyState,
 )
-from edgepacs.store import Store, audit, deliveries, disposal, instances, rules, studies
+from edgepacs.store import Store, audit, claims, disposal, instances, ledger, rules, studies
 from edgepacs.store.instances import Draft
 
 
@@ -336,7 +336,7 @@ def test_never_back_to_where_it_came_from(store: Store) -> None:
     add_destination(store, "a", "CT1")
     add_destination(store, "b", "PACS")
     commit(store, draft(store, source="CT1"))
-    assert [one.destination_name for one in deliveries.outbox(store.db)] == ["b"]
+    assert [one.destination_name for one in ledger.outbox(store.db)] == ["b"]
 
 
 @pytest.mark.parametrize("origin", list(Origin))
@@ -444,8 +444,8 @@ def test_a_claim_of_the_former_version_that_comes_back_is_not_queued(store: Stor
     _, other = quarantined(store)
     taken = claim_one(store, destination)
     instances.accept_version(store.db, other, actor="eve")
-    assert not deliveries.may_leave(store.db, taken)
-    deliveries.give_back(store.db, [taken.id], result="line broke")
+    assert not claims.may_leave(store.db, taken)
+    claims.give_back(store.db, [taken.id], result="line broke")
     assert states_of(store) == ["superseded", "queued"]
 
 

@@ -3,8 +3,8 @@ import socket
 import pytest
 
 from edgepacs.errors import Conflict, InvalidValue, NotFound
-from edgepacs.model import AETitle, LinkState, Service
-from edgepacs.store import Store, audit, peers, rules
+from edgepacs.model import AETitle, LinkState, ProofWanted, Service
+from edgepacs.store import Store, audit, destinations, errands, peers, rules
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ def test_what_no_peer_can_have_is_refused(store: Store, wrong: dict[str, object]
         add(store, **wrong)  # type: ignore[arg-type]
     values = {"title": "PACS", "host": "h", "port": 104, **wrong}
     with store.db.write() as tx, pytest.raises(InvalidValue):
-        peers.add_destination(tx, name="n", actor="test", **values)  # type: ignore[arg-type]
+        destinations.add(tx, name="n", actor="test", **values)  # type: ignore[arg-type]
     assert peers.known_aes(store.db) == []
-    assert peers.destinations(store.db) == []
+    assert destinations.every(store.db) == []
 
 
 def refuse(store: Store, title: str, host: str = "192.0.2.9", now: int = 1) -> None:
@@ -222,14 +222,14 @@ def test_the_list_of_refused_is_bounded(store: Store, monkeypatch: pytest.Monkey
 
 def destination(store: Store, name: str = "pacs", title: str = "PACS") -> int:
     with store.db.write() as tx:
-        return peers.add_destination(
+        return destinations.add(
             tx, name=name, title=title, host="127.0.0.1", port=104, actor="test"
         )
 
 
 def test_destinations_have_one_name_each(store: Store) -> None:
     number = destination(store)
-    found = peers.destination(store.db, "pacs")
+    found = destinations.named(store.db, "pacs")
     assert (found.id, found.ae_title, found.port, found.link) == (
         number,
         "PACS",
@@ -242,16 +242,16 @@ def test_destinations_have_one_name_each(store: Store) -> None:
         with pytest.raises(InvalidValue, match="destination"):
             destination(store, wrong)
     with pytest.raises(NotFound):
-        peers.destination(store.db, "other")
+        destinations.named(store.db, "other")
 
 
 def test_a_destination_goes_with_its_rules(store: Store) -> None:
     destination(store)
     with store.db.write() as tx:
         rules.add(tx, to="pacs", match="", hold=False, priority=0, actor="test")
-        peers.remove_destination(tx, "pacs", actor="test")
+        destinations.remove(tx, "pacs", actor="test")
         with pytest.raises(NotFound):
-            peers.remove_destination(tx, "pacs", actor="test")
+            destinations.remove(tx, "pacs", actor="test")
     assert len(rules.all_rules(store.db)) == 1
     assert store.db.problems() == []
 
@@ -259,7 +259,7 @@ def test_a_destination_goes_with_its_rules(store: Store) -> None:
 def test_a_link_remembers_since_when(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     number = destination(store)
     now = [1000]
-    monkeypatch.setattr(peers, "wall_ms", lambda: now[0])
+    monkeypatch.setattr(destinations, "wall_ms", lambda: now[0])
     for at, link, note, since in (
         (1000, LinkState.DOWN, "no answer", 1000),
         (2000, LinkState.DOWN, "no answer", 1000),
@@ -267,21 +267,63 @@ def test_a_link_remembers_since_when(store: Store, monkeypatch: pytest.MonkeyPat
         (4000, LinkState.UP, "", 4000),
     ):
         now[0] = at
-        peers.set_link(store.db, number, link, note)
-        found = peers.destination(store.db, "pacs")
+        destinations.set_link(store.db, number, link, note)
+        found = destinations.named(store.db, "pacs")
         assert (found.link, found.link_note, found.link_ms) == (link, note, since)
     acts = [one.act for one in audit.of_subject(store.db, "destination", number)]
     assert acts == ["destination added", "link down", "link down", "link up"]
 
 
 def test_errands_are_asked_and_answered_once(store: Store) -> None:
-    number = peers.ask(store.db, role="forward", act="echo", subject=1, actor="eve")
-    assert [one.id for one in peers.open_errands(store.db, "forward")] == [number]
-    assert peers.open_errands(store.db, "scp") == []
-    assert peers.errand(store.db, number).done_ms is None
-    peers.answer(store.db, number, succeeded=False, result="no")
-    found = peers.errand(store.db, number)
+    number = errands.ask(store.db, role="forward", act="echo", subject=1, actor="eve")
+    assert [one.id for one in errands.still_open(store.db, "forward")] == [number]
+    assert errands.still_open(store.db, "scp") == []
+    assert errands.numbered(store.db, number).done_ms is None
+    errands.answer(store.db, number, succeeded=False, result="no")
+    found = errands.numbered(store.db, number)
     assert (found.succeeded, found.result, found.asked_by) == (0, "no", "eve")
-    assert peers.open_errands(store.db, "forward") == []
+    assert errands.still_open(store.db, "forward") == []
     with pytest.raises(NotFound):
-        peers.errand(store.db, 99)
+        errands.numbered(store.db, 99)
+
+
+def test_settings_of_a_destination_are_checked_and_kept(store: Store) -> None:
+    with store.db.write() as tx:
+        destinations.add(tx, name="pacs", title="PACS", host="127.0.0.1", port=104, actor="me")
+        said = {"kbits": "384", "hours": "22:00-06:00, 12:00-13:00", "proof": "found", "tls": "1"}
+        destinations.change(tx, "pacs", {**said, "passcode": "open sesame"}, actor="me")
+    found = destinations.named(store.db, "pacs")
+    assert (found.kbits, found.hours, found.tls) == (384, "22:00-06:00,12:00-13:00", 1)
+    assert (found.proof, found.passcode) == (ProofWanted.FOUND, "open sesame")
+    assert "sesame" not in repr(found)
+    with store.db.read() as tx:
+        (detail,) = tx.rows("SELECT detail FROM audit WHERE act = 'destination changed'")[0]
+    assert "kbits=384" in detail
+    assert "sesame" not in detail
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("kbits", "-1"),
+        ("kbits", "fast"),
+        ("hours", "22:00"),
+        ("hours", "24:00-06:00"),
+        ("proof", "sent"),
+        ("transport", "ftp"),
+        ("url", "ftp://pacs.example/"),
+        ("certificate", "not PEM"),
+        ("port", "0"),
+        ("colour", "red"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_refused_by_name(store: Store, setting: str, text: str) -> None:
+    with store.db.write() as tx:
+        destinations.add(tx, name="pacs", title="PACS", host="127.0.0.1", port=104, actor="me")
+    with store.db.write() as tx, pytest.raises(InvalidValue, match=setting):
+        destinations.change(tx, "pacs", {setting: text}, actor="me")
+
+
+def test_a_destination_nobody_knows_has_no_settings(store: Store) -> None:
+    with store.db.write() as tx, pytest.raises(NotFound):
+        destinations.change(tx, "nowhere", {"kbits": "1"}, actor="me")

@@ -30,7 +30,7 @@ from web_support import PASSWORD, add_destination, add_user, changed, found_stor
 
 from edgepacs.clock import wall_ms
 from edgepacs.model import DeliveryState, Role, StudyState
-from edgepacs.store import Store, deliveries, instances, peers, studies
+from edgepacs.store import Store, claims, errands, instances, peers, studies
 from edgepacs.web import serve
 
 pytestmark = [
@@ -82,10 +82,10 @@ def _fill(store: Store) -> None:
     other = one.dataset()
     other.PixelData = bytes(255 - value for value in other.PixelData)
     instances.quarantine(store.db, put(store, made.instance(other)).instance_id)
-    for claim in deliveries.claim(store.db, 1, 9):
-        deliveries.finish(store.db, claim.id, DeliveryState.SENT, result="")
-    for claim in deliveries.claim(store.db, 2, 1):
-        deliveries.finish(store.db, claim.id, DeliveryState.FAILED, result="refused (0122)")
+    for claim in claims.claim(store.db, 1, 9):
+        claims.finish(store.db, claim.id, DeliveryState.SENT, result="")
+    for claim in claims.claim(store.db, 2, 1):
+        claims.finish(store.db, claim.id, DeliveryState.FAILED, result="refused (0122)")
 
 
 @pytest.fixture(scope="module")
@@ -439,8 +439,8 @@ def test_verify_hold_send_reject(page: Page, node: Node):
 def test_the_panel_follows_the_queue(page: Page, node: Node):
     _open(page, node, CT)
     before = page.locator(".journey").first.inner_text()
-    for claim in deliveries.claim(node.store.db, 2, 1000):
-        deliveries.finish(
+    for claim in claims.claim(node.store.db, 2, 1000):
+        claims.finish(
             node.store.db,
             claim.id,
             DeliveryState.QUEUED,
@@ -567,8 +567,8 @@ def test_administration(page: Page, node: Node):
     _log_in(page, node, "admin")
     page.goto(f"{node.url}/system")
     page.locator("[data-echo]").first.click()
-    errand = until(lambda: peers.open_errands(node.store.db, "forward"), "the echo is asked for")[0]
-    peers.answer(node.store.db, errand.id, succeeded=True, result="Answered in 4 ms")
+    errand = until(lambda: errands.still_open(node.store.db, "forward"), "the echo is asked for")[0]
+    errands.answer(node.store.db, errand.id, succeeded=True, result="Answered in 4 ms")
     expect(page.locator(".echo-result").first).to_have_text("Answered in 4 ms")
     page.get_by_text("Add a user").click()
     form = page.locator('form[action="/system/users"]')

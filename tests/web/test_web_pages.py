@@ -10,7 +10,7 @@ from web_support import PAGE, Person, add_destination, changed, log_in, put, put
 from werkzeug.test import TestResponse
 
 from edgepacs.model import DeliveryState, InstanceState, Outcome, Role, Service, StudyState
-from edgepacs.store import Store, deliveries, instances, peers, studies, users
+from edgepacs.store import Store, destinations, errands, instances, ledger, peers, studies, users
 from edgepacs.store.peers import RefusedAE
 from edgepacs.web import create_app
 from edgepacs.web.study_list import PAGE as ROWS
@@ -180,7 +180,7 @@ def test_verify_hold_release_reject(store: Store, technologist: Person):
 
     def state_after(wanted: str) -> tuple[StudyState, set[DeliveryState]]:
         assert technologist.post(f"/studies/{study}/state", {"state": wanted}).status_code == 303
-        rows = deliveries.progress_of_studies(store.db, [study])[study]
+        rows = ledger.progress_of_studies(store.db, [study])[study]
         return studies.study(store.db, study).state, {row.state for row in rows}
 
     assert state_after("held") == (StudyState.HELD, {DeliveryState.HELD})
@@ -201,7 +201,7 @@ def test_send(store: Store, technologist: Person):
         assert technologist.post(f"/studies/{study}/send", wrong).status_code == 400
     answer = technologist.post(f"/studies/{study}/send", {"destination": [str(first), str(second)]})
     assert answer.status_code == 303
-    rows = deliveries.progress_of_studies(store.db, [study])[study]
+    rows = ledger.progress_of_studies(store.db, [study])[study]
     assert {(row.destination, row.state) for row in rows} == {
         (first, DeliveryState.QUEUED),
         (second, DeliveryState.QUEUED),
@@ -322,7 +322,7 @@ def test_queue(store: Store, technologist: Person, admin: Person):
     assert "1 waiting" in page
 
     def states() -> set[DeliveryState]:
-        return {row.state for row in deliveries.progress_of_studies(store.db, [study])[study]}
+        return {row.state for row in ledger.progress_of_studies(store.db, [study])[study]}
 
     mine = {"study": str(study), "destination": str(destination)}
     for act, state in (
@@ -345,7 +345,7 @@ def test_the_queue_never_lets_a_rejected_study_go(store: Store, admin: Person):
     admin.post(f"/studies/{study}/state", {"state": "rejected"})
     admin.post("/queue", {"act": "release", "study": str(study)})
     admin.post("/queue", {"act": "release", "destination": "1"})
-    rows = deliveries.progress_of_studies(store.db, [study])[study]
+    rows = ledger.progress_of_studies(store.db, [study])[study]
     assert {row.state for row in rows} == {DeliveryState.HELD}
 
 
@@ -389,7 +389,7 @@ def test_destinations_and_rules(store: Store, admin: Person):
     assert "the study is verified" in page
     assert admin.post("/system/rules/remove", {"rule": "2"}).status_code == 303
     assert admin.post("/system/destinations/remove", {"name": "North"}).status_code == 303
-    assert peers.destinations(store.db) == []
+    assert destinations.every(store.db) == []
 
 
 def test_echo_is_an_errand_for_the_forwarder(store: Store, admin: Person):
@@ -397,11 +397,11 @@ def test_echo_is_an_errand_for_the_forwarder(store: Store, admin: Person):
     headers = {"X-CSRF-Token": admin.csrf}
     asked = admin.client.post(f"/system/destinations/{number}/echo", headers=headers)
     assert asked.status_code == 202
-    (errand,) = peers.open_errands(store.db, "forward")
+    (errand,) = errands.still_open(store.db, "forward")
     assert (errand.act, errand.subject, errand.id) == ("echo", number, asked.json["errand"])
     url = f"/system/errands/{errand.id}.json"
     assert admin.client.get(url).json["done"] is False
-    peers.answer(store.db, errand.id, succeeded=True, result="answered in 3 ms")
+    errands.answer(store.db, errand.id, succeeded=True, result="answered in 3 ms")
     assert admin.client.get(url).json == {
         "done": True,
         "succeeded": True,

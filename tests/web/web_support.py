@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 from edgepacs import config
 from edgepacs.custody import ingest
 from edgepacs.model import Receipt, Role
-from edgepacs.store import Store, founding, peers, users
+from edgepacs.store import Store, destinations, founding, users
 from edgepacs.web import create_app
 
 PASSWORD = "correct horse battery staple"
@@ -39,7 +39,7 @@ def add_user(store: Store, name: str, role: Role, *, one_time: bool = False) -> 
 
 def add_destination(store: Store, name: str = "Central PACS", port: int = 11199) -> int:
     with store.db.write() as tx:
-        return peers.add_destination(
+        return destinations.add(
             tx, name=name, title="CENTRAL", host="127.0.0.1", port=port, actor="test"
         )
 
