@@ -10,6 +10,8 @@ import select
 import socket
 import ssl
 import struct
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +23,10 @@ _TICK: Final = 0.5  # seconds; the least exact a deadline is
 _FIRST_BUFFER: Final = 65_536  # bytes, until the association is accepted
 _TIMEVAL = struct.Struct("@ll")
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
+# Buffers of associations that have ended, for the next ones: the kernel clears fresh memory of that
+# size page by page.
+_SPARE: deque[bytearray] = deque(maxlen=8)
+_SPARE_MOST: Final = 524_288  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,15 @@ class Limits:
             self.pdu_deadline, self.artim, self.idle, self.stall, self.response, self.linger
         )
         return max(0.01, min(_TICK, shortest / 4))
+
+
+def _buffer(size: int) -> bytearray:
+    """A buffer of at least `size` bytes."""
+    try:
+        spare = _SPARE.pop()
+    except IndexError:
+        return bytearray(size)
+    return spare if len(spare) >= size else bytearray(size)
 
 
 class Line:
@@ -132,7 +147,7 @@ class Line:
         """Move what was read of the current PDU to the front of a buffer that holds `size`."""
         kept = self._view[self._begin : self._end]
         if size > len(self._buffer):
-            self._use(bytearray(size))
+            self._use(_buffer(size))
         self._view[: len(kept)] = kept
         self._begin, self._next, self._end = 0, self._next - self._begin, len(kept)
 
@@ -163,15 +178,15 @@ class Line:
         if self._internet and hasattr(socket, "TCP_QUICKACK"):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    def waiting(self) -> bool:
-        """Whether something more has arrived already."""
+    def waiting(self, seconds: float = 0.0) -> bool:
+        """Whether something more has arrived already, or does within `seconds`."""
         if self._next < self._end:
             return True
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
     def send(self, data: bytes | memoryview, patience: float | None = None) -> None:
         """Send all of `data`; PeerTimedOut when the peer takes nothing for `patience` seconds.
@@ -195,6 +210,30 @@ class Line:
                 deadline = monotonic() + patience
             elif monotonic() >= deadline:
                 raise PeerTimedOut("the peer takes nothing of what is sent")
+
+    def send_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Send all of `parts`, one behind the other, in few writes; raises as `send` does."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            self.send(b"".join(parts))
+            return
+        try:
+            count = self._socket.sendmsg(parts)
+        except (BlockingIOError, TimeoutError):
+            count = 0
+        except OSError as error:
+            raise AssociationClosed(f"connection lost: {error.strerror}") from error
+        for part in parts:
+            if count >= len(part):
+                count -= len(part)
+            else:
+                self.send(memoryview(part)[count:])
+                count = 0
+
+    def keep_unsent(self, size: int) -> None:
+        """Let the kernel hold no more than about `size` bytes that are not sent yet."""
+        with contextlib.suppress(OSError):  # closed meanwhile, which the next call says
+            # The kernel doubles it, for its own bookkeeping (socket(7)).
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     def interrupt(self, last_words: bytes) -> None:
         """From any thread: try to send `last_words` and end both directions at once."""
@@ -227,5 +266,8 @@ class Line:
 
     def close(self) -> None:
         """Close the connection; again is harmless."""
+        if self._open and _FIRST_BUFFER < len(self._buffer) <= _SPARE_MOST:
+            _SPARE.append(self._buffer)
+            self._use(bytearray())
         self._open = False
         self._socket.close()

@@ -1,4 +1,4 @@
-"""The DICOM listener: accepts connections, one thread an association, within bounds.
+"""The DICOM listener: accepts connections, a thread for each association, within bounds.
 
 A TLS handshake happens in the association's own thread under a deadline, so a silent peer delays
 nobody (PS3.15 B.12: TLS 1.2 or later).
@@ -11,12 +11,14 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 from edgepacs.dimse import Association, AssociationRejected, Limits, accept
 from edgepacs.errors import ConfigurationError, EdgePacsError
 from edgepacs.scp.admission import Gate
 from edgepacs.scp.shares import Shares
 from edgepacs.scp.storage import Attendant
+from edgepacs.scp.workers import Workers
 from edgepacs.store import Store
 from edgepacs.store.incidents import Incident
 from edgepacs.telemetry import log, place_of
@@ -46,9 +48,11 @@ class Listener:
         self._shares = Shares(dicom.max_associations)
         self._limits = Limits()
         self._tls = self._tls_context() if dicom.tls_port else None
+        self._workers = Workers()
         self._lock = threading.Lock()
+        self._one_less = threading.Condition(self._lock)
+        self._attended: set[int] = set()  # every connection that is being served
         self._open: dict[int, Association] = {}
-        self._threads: dict[int, threading.Thread] = {}
         # Not yet associated, the oldest first, each with the host it comes from.
         self._silent: dict[int, tuple[socket.socket, str]] = {}
         self._next = 0
@@ -111,20 +115,16 @@ class Listener:
             log.warning("accept failed: %s", error.strerror)
             return False
         with self._lock:
-            if len(self._threads) >= self._connections and not self._drop_silent():
+            if len(self._attended) >= self._connections and not self._drop_silent():
                 connection.close()
                 return True
             number = self._next = self._next + 1
             self._silent[number] = (connection, address[0])
-            thread = threading.Thread(
-                target=self._attend, args=(number, connection, address, tls), daemon=True
-            )
-            self._threads[number] = thread
+            self._attended.add(number)
         try:
-            thread.start()
+            self._workers.run(partial(self._attend, number, connection, address, tls))
         except RuntimeError:  # no memory, or no more threads allowed
-            with self._lock:
-                del self._threads[number], self._silent[number]
+            self._forget(number)
             connection.close()
             log.warning("no thread can be started for a connection")
             return False
@@ -166,10 +166,14 @@ class Listener:
         except Exception as error:  # noqa: BLE001  one association never takes the process down
             log.error("association %d failed: %s", number, place_of(error))
         finally:
-            with self._lock:
-                self._threads.pop(number, None)
-                self._silent.pop(number, None)
-                self._open.pop(number, None)
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._attended.discard(number)
+            self._silent.pop(number, None)
+            self._open.pop(number, None)
+            self._one_less.notify_all()
 
     def _record(self, number: int, host: str, words: str) -> None:
         """Record an association that ended in another way than by release."""
@@ -233,16 +237,8 @@ class Listener:
 
     def _finish(self) -> None:
         """Let associations end by themselves for a moment, then abort what is left."""
-        deadline = threading.Event()
-        timer = threading.Timer(_GRACE_SECONDS, deadline.set)
-        timer.start()
         with self._lock:
-            threads = list(self._threads.values())
-        for thread in threads:
-            while thread.is_alive() and not deadline.is_set():
-                thread.join(_POLL_SECONDS / 5)
-        timer.cancel()
-        with self._lock:
+            self._one_less.wait_for(lambda: not self._attended, _GRACE_SECONDS)
             left = list(self._open.values())
         for association in left:
             association.abort()

@@ -59,7 +59,7 @@ class Serving:
 
     def idle(self) -> None:
         """Wait until every association has ended."""
-        until(lambda: not self.listener._threads, "no association is left")
+        until(lambda: not self.listener._attended, "no association is left")
 
     def end(self) -> BaseException | None:
         self.stop.set()

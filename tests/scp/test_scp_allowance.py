@@ -93,7 +93,7 @@ def test_a_peer_that_is_slow_to_close_keeps_no_place(node: Serving) -> None:
             peer.send(pdu.RELEASE_RQ)
             assert peer.pdu()[0] == pdu.PduType.RELEASE_RP
             until(lambda: node.listener._shares._taken == 0, "the place is free")
-        assert len(node.listener._threads) > 1  # they are still waited for
+        assert len(node.listener._attended) > 1  # they are still waited for
 
 
 def test_every_end_of_an_association_gives_its_place_back(node: Serving) -> None:
