@@ -84,8 +84,8 @@ check: $(STAMPS)/check ## lint, format, types, layers, locks, licences, units
 	@$(py) tools/licences.py check
 	@tools/verify-units
 
-.PHONY: bench bench-ingest bench-growth bench-codecs bench-busy
-bench: bench-ingest bench-growth bench-codecs bench-busy ## all measurements, beside the peers of the same machine
+.PHONY: bench bench-ingest bench-growth bench-codecs bench-busy bench-compression
+bench: bench-ingest bench-growth bench-codecs bench-busy bench-compression ## all measurements, beside the peers of the same machine
 
 bench-ingest: $(STAMPS)/test ## measure receiving; OUT=docs/benchmarks.md keeps the tables
 	@tools/apt-need dcmtk:storescu orthanc:Orthanc
@@ -95,9 +95,16 @@ bench-codecs: $(STAMPS)/test ## measure the codecs, beside zlib, DCMTK, GDCM and
 	@tools/apt-need dcmtk:dcmcjpls libgdcm-tools:gdcmconv orthanc:Orthanc
 	@PATH="$$PATH:/usr/sbin:/sbin" exec $(py) bench/codecs.py
 
+bench-compression: $(STAMPS)/test ## measure what workers gain, and cost a modality
+	@exec $(py) -m bench.compression
+
 bench-busy: $(STAMPS)/test ## measure the answer's tail with one core busy, pages and a forward
 	@tools/apt-need dcmtk:storescp
 	@exec $(py) -m bench.busy
+
+bench-forward: $(STAMPS)/test ## measure sending over thin lines, through an outage, and unshaped
+	@tools/apt-need dcmtk:storescu libgdcm-tools:gdcmconv orthanc:Orthanc
+	@PATH="$$PATH:/usr/sbin:/sbin" exec $(py) -m bench.forward
 
 bench-growth: $(STAMPS)/test ## measure receiving with 200,000 instances in the index
 	@exec $(py) -m bench.growth
@@ -106,11 +113,17 @@ bench-growth: $(STAMPS)/test ## measure receiving with 200,000 instances in the 
 soak: $(STAMPS)/test peers ## the tests with their full counts; the log goes to docs/evidence/
 	@PATH="$$PATH:/usr/sbin:/sbin" exec $(py) tools/soak.py $(PYTEST)
 
-.PHONY: powercut
+.PHONY: powercut powercut-compression
 powercut: $(STAMPS)/test ## cut the power under a node CUTS times; FILL=n instances lie there before
 	@tools/apt-need dcmtk:storescu e2fsprogs:mkfs.ext4 mount:losetup
 	@[ "$$(id -u)" = 0 ] || { echo "powercut: a loop device needs root"; exit 1; }
 	@PATH="$$PATH:/usr/sbin:/sbin" CUTS=$(CUTS) exec unshare --mount $(py) tests/powercut/run.py
+
+powercut-compression: $(STAMPS)/test ## the same under a node that compresses meanwhile, 50 times unless CUTS says
+	@tools/apt-need e2fsprogs:mkfs.ext4 mount:losetup
+	@[ "$$(id -u)" = 0 ] || { echo "powercut: a loop device needs root"; exit 1; }
+	@PATH="$$PATH:/usr/sbin:/sbin" CUTS=$(if $(filter command environment,$(origin CUTS)),$(CUTS),50) \
+	    exec unshare --mount $(py) tests/powercut/run.py compression
 
 .PHONY: lock
 lock: $(STAMPS)/test ## resolve the locked dependencies anew from pyproject.toml

@@ -5,12 +5,13 @@ file, the section and the key. Destinations, rules, AE titles and users live in 
 """
 
 import ipaddress
+import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 import cattrs
 from cattrs.errors import ClassValidationError
@@ -75,18 +76,41 @@ class Keys:
     file: Path = Path("keys/device.key")
 
 
+Workers = NewType("Workers", int)  # "auto" in the file
+_AUTO = "auto"
+
+
+def _workers_for_this_machine() -> Workers:
+    """One where a core is a good part of the machine, two where it is not."""
+    return Workers(2 if len(os.sched_getaffinity(0)) > 4 else 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compression:
     """Compression at rest, without loss, behind the acknowledgement (docs/operations.md).
 
-    `cpu_percent` is of one core, for each worker. `before_ack` is for media so slow that fewer
-    bytes beat less work. `jpeg_xl` adds a transfer syntax that few peers know.
+    `workers` are processes, 0 for none. `cpu_percent` is of one core, for each of them.
+    `before_ack` is for media so slow that fewer bytes beat less work. `jpeg_xl` adds a transfer
+    syntax that few peers know.
     """
 
-    workers: int = 0
+    workers: Workers = field(default_factory=_workers_for_this_machine, metadata={"written": _AUTO})
     cpu_percent: int = 100
     before_ack: bool = False
     jpeg_xl: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """When bytes that have provably arrived elsewhere may go from here (docs/operations.md).
+
+    `high` and `low` are percent of the file system in use: above the one studies go, oldest
+    first, until the other is reached; at 100 none ever does. `keep_days` is the least age.
+    """
+
+    high: int = 80
+    low: int = 70
+    keep_days: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +124,7 @@ class Config:
     hl7: Hl7
     keys: Keys
     compression: Compression
+    retention: Retention
 
     @property
     def data_dir(self) -> Path:
@@ -119,6 +144,7 @@ _SECTIONS: dict[str, type] = {
     "hl7": Hl7,
     "keys": Keys,
     "compression": Compression,
+    "retention": Retention,
 }
 
 
@@ -192,6 +218,12 @@ def _titles(value: Any, _: type) -> list[AETitle]:
     return [_title(one, str) for one in _strictly(list, "a list of texts in quotes")(value, list)]
 
 
+def _workers(value: Any, _: type) -> Workers:
+    if value == _AUTO:
+        return _workers_for_this_machine()
+    return Workers(_strictly(int, f'a whole number, or "{_AUTO}"')(value, int))
+
+
 def _key_source(value: Any, _: type) -> KeySource:
     if value not in list(KeySource):
         message = f"must be one of {', '.join(KeySource)}"
@@ -207,6 +239,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(Path, _path)
     converter.register_structure_hook(KeySource, _key_source)
     converter.register_structure_hook_func(lambda kind: kind is AETitle, _title)
+    converter.register_structure_hook_func(lambda kind: kind is Workers, _workers)
     converter.register_structure_hook_func(lambda kind: kind == list[AETitle], _titles)
     for kind in _SECTIONS.values():
         converter.register_structure_hook(kind, make_dict_structure_fn(kind, converter))
@@ -234,6 +267,9 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
         ("web", "max_upload_mib", config.web.max_upload_mib, 1, 1 << 20),
         ("compression", "workers", config.compression.workers, 0, 64),
         ("compression", "cpu_percent", config.compression.cpu_percent, 1, 100),
+        ("retention", "high", config.retention.high, 1, 100),
+        ("retention", "low", config.retention.low, 0, config.retention.high),
+        ("retention", "keep_days", config.retention.keep_days, 0, 36500),
     ):
         if not low <= value <= high:
             yield section, key, f"{value} is not between {low} and {high}"
@@ -287,8 +323,13 @@ source = "file"           # file | credential
 file = "keys/device.key"  # keep it off the disk that holds data_dir
 
 [compression]             # at rest, without loss; every pixel and every byte comes back
-workers = 0               # processes that compress what has been received; 0 is off
+workers = "auto"          # processes behind the answer: 1, above 4 cores 2; or a number, 0 is off
 cpu_percent = 100         # of one core, for each of them
 before_ack = false        # true: before the modality is answered, for slow flash
 jpeg_xl = false           # true: JPEG XL too, where it is smallest; few peers know it
+
+[retention]               # what has provably arrived everywhere may go; nothing else ever does
+high = 80                 # percent of the disk in use from which on; 100: never
+low = 70                  # until that much is in use
+keep_days = 1             # not before
 """

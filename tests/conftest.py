@@ -18,8 +18,14 @@ def recorder() -> Iterator[RecordingSCP]:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Box:
-    """A node as `init` made it, that knows the harness's callers; never started."""
-    return Box.made(tmp_path_factory.mktemp("template") / "node")
+    """A node as `init` made it, that knows the harness's callers; never started.
+
+    But it compresses nothing: most tests count objects, and compare what goes out with what came
+    in byte for byte. Those that are about compression let it (`Box.compress`).
+    """
+    box = Box.made(tmp_path_factory.mktemp("template") / "node")
+    box.compress(0)
+    return box
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,22 @@ def test_what_init_writes_is_what_load_reads(path: Path) -> None:
     assert (loaded.node.ae_title, loaded.dicom.port, loaded.web.port) == ('A"B', 104, 0)
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 1), (5, 2), (64, 2)])
+@pytest.mark.parametrize("text", ["", '[compression]\nworkers = "auto"\n'])
+def test_workers_follow_the_machine(
+    path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, text: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
+    path.write_text(text)
+    assert config.load(path).compression.workers == workers
+
+
+@pytest.mark.parametrize("workers", [0, 1, 7])
+def test_workers_can_be_said(path: Path, workers: int) -> None:
+    path.write_text(f"[compression]\nworkers = {workers}\n")
+    assert config.load(path).compression.workers == workers
+
+
 def test_relative_paths_are_relative_to_the_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +74,8 @@ def test_aliases_are_ae_titles(path: Path) -> None:
         ("node = 1\n", "node: must be a section"),
         ("top = 'x'\n", r"\[top\]: unknown section"),
         ("[node]\nae_titel = 'X'\n", r"\[node\] ae_titel: unknown key; known are ae_title"),
+        ("[compression]\nworkers = 'all'\n", r"\[compression\] workers: must be a whole number"),
+        ("[compression]\nworkers = 65\n", r"\[compression\] workers: 65 is not between 0 and 64"),
         ("[node]\nae_title = 5\n", r"\[node\] ae_title: must be text"),
         ("[node]\nae_title = 'SEVENTEEN_LETTERS'\n", r"\[node\] ae_title: .*16"),
         ("[node]\nae_title = ''\n", r"\[node\] ae_title: "),

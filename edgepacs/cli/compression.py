@@ -57,6 +57,17 @@ def compression_list(session: Session, *, study: int | None, state: str | None, 
     session.table(lines, (*columns, "ratio", "encode_ms", "verify_ms", "verified", "reason"))
 
 
+@command(_group, "show")
+@click.argument("study", type=int)
+def compression_show(session: Session, *, study: int) -> None:
+    """Show how the series of a study stand: codec, ratio, time, verified, or why not."""
+    with session.store() as store:
+        found = compressions.of_study(store.db, StudyId(study))
+    lines = [{"series": one.series, "instances": one.instances, **_shared(one)} for one in found]
+    columns = ("series", "instances", "state", "transfer_syntax", "received_length", "byte_length")
+    session.table(lines, (*columns, "ratio", "encode_ms", "verify_ms", "verified", "reason"))
+
+
 @command(_group, "status")
 def compression_status(session: Session) -> None:
     """How all instances stand, how much room that saves, and what works on it."""

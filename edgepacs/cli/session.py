@@ -17,6 +17,7 @@ from edgepacs.store import Store, opened
 
 ACTOR = "cli"
 _DEFAULT_CONFIG = "/etc/edgepacs/edgepacs.toml"
+_DURATIONS = ("encode_ms", "verify_ms")  # other columns that end so are moments
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -62,7 +63,8 @@ def _row(row: Any) -> dict[str, Any]:
 
 
 def _cell(name: str, value: Any) -> str:
-    text = iso(value) if name.endswith("_ms") and value else str("" if value is None else value)
+    is_moment = name.endswith("_ms") and name not in _DURATIONS
+    text = iso(value) if is_moment and value else str("" if value is None else value)
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 

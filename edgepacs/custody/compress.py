@@ -32,7 +32,6 @@ from edgepacs.pixels.description import PixelDescription
 from edgepacs.pixels.encode import (
     Unencodable,
     encode_frame,
-    encode_verified,
     encoded_as,
     obstacle,
 )
@@ -188,17 +187,18 @@ def _encapsulated(whole: Received, syntax_uid: str, most: int) -> Pressed:
 def _encoded(
     whole: Received, syntax_uid: str, digest: Fingerprint, most: int
 ) -> tuple[list[int], Callable[[], Iterator[bytes]]]:
-    """The lengths of all encoded frames, each proved, and a way to have the frames themselves.
+    """The lengths of all encoded frames, and a way to have the frames themselves.
 
-    A table of offsets stands before the frames: those that do not fit into memory until all
-    lengths are known are encoded a second time.
+    None is decoded here: whoever calls proves the whole by restoring it. A table of offsets stands
+    before the frames: those that do not fit into memory until all lengths are known are encoded a
+    second time.
     """
     lengths: list[int] = []
     kept: list[bytes] = []
     total = 0
     for frame in whole.frames():
         digest.update(turned(frame, whole.description))
-        data = encode_verified(frame, whole.description, syntax_uid)
+        data = encode_frame(frame, whole.description, syntax_uid)
         lengths.append(len(data))
         total += len(data)
         if total >= most:

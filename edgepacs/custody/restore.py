@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from edgepacs.custody.elements import EXPLICIT, Encoding, announced, byte_swapped, values
 from edgepacs.custody.scan import UNDEFINED
-from edgepacs.errors import NotFound, Tampered, Undecodable
-from edgepacs.model import UID, ObjectId
+from edgepacs.errors import Gone, NotFound, Tampered, Undecodable
+from edgepacs.model import UID, InstanceState, ObjectId
 from edgepacs.pixels.choice import MAX_DEFLATED
 from edgepacs.pixels.codecs import native_frame_bits
 from edgepacs.pixels.decode import decode_frame
@@ -59,21 +59,23 @@ def opened(store: Store, instance: Instance) -> Opened:
     """Open the object of an instance; whoever reads it goes by the row that comes back with it.
 
     A rewrite is always a new object, perhaps in another transfer syntax: where the object is gone
-    the row is read once more. Raises NotFound, Tampered.
+    the row is read once more. Raises NotFound, Gone once it is evicted, Tampered.
     """
     try:
         return Opened(instance, store.vault.open(object_of(instance), instance.sop_instance_uid))
     except NotFound:
         again = instances.instance(store.db, instance.id)
-        if again.object_id == instance.object_id:
+        if again.object_id == instance.object_id and not again.state.gone:
             raise
         return Opened(again, store.vault.open(object_of(again), again.sop_instance_uid))
 
 
 def object_of(instance: Instance) -> ObjectId:
-    """The object an instance stands in; raises NotFound for a tombstone."""
+    """The object an instance stands in; raises Gone for a tombstone."""
+    if instance.state is InstanceState.EVICTED:
+        raise Gone("instance: evicted; it has arrived at its destinations and was deleted here")
     if instance.state.gone:
-        raise NotFound(f"instance: its bytes are gone; it is {instance.state}")
+        raise Gone(f"instance: its bytes are deleted; it is {instance.state}")
     return instance.object_id
 
 

@@ -272,6 +272,15 @@ def _leave(tx: Transaction, number: InstanceId, new: CompressionState, reason: s
 def _end(tx: Transaction, number: InstanceId, new: CompressionState, reason: str) -> None:
     _shift(tx, number, new)
     tx.run("UPDATE compression SET reason = ? WHERE instance = ?", reason, number)
+    if new in (CompressionState.NATIVE, CompressionState.FAILED):
+        audit.record(
+            tx,
+            actor=_ACTOR,
+            act="instance kept as received",
+            kind="instance",
+            subject=number,
+            detail=reason,
+        )
 
 
 def _shift(tx: Transaction, number: InstanceId, new: CompressionState) -> None:

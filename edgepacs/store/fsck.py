@@ -238,6 +238,7 @@ def _settle_unknown(store: Store, stray: ObjectId, settled: Settled) -> None:
             _remove(store, stray, settled)
             return
         draft = _whole(store, stray)
+        is_superfluous = _is_superfluous(store, draft)
     except Tampered:
         _set_aside(store, stray, settled)
     except NotFound:
@@ -245,21 +246,28 @@ def _settle_unknown(store: Store, stray: ObjectId, settled: Settled) -> None:
     except (EdgePacsError, OSError):  # WrongKey; or a bad sector, which must not stop the rest
         settled.left += 1
     else:
-        if _is_superfluous(store, draft):
+        if is_superfluous:
             _remove(store, stray, settled)
         else:
             _adopt(store, draft, settled)
 
 
 def _is_superfluous(store: Store, draft: Draft) -> bool:
-    """Whether it is compressed, and what it was made from, or took its place, is there.
+    """Whether it is compressed, and what it was made from, or took its place, is there and whole.
 
-    Nobody proved it, or the row would name it: it counts only where there is nothing else.
+    Nobody proved it, or the row would name it: it counts only where there is nothing else. Raises
+    where that cannot be told now.
     """
     if draft.at_rest is None:
         return False
     standing = instances.standing(store.db, draft)
-    return standing is not None and store.vault.is_finished(standing)
+    if standing is None:
+        return False
+    try:
+        _whole(store, standing)
+    except (NotFound, Tampered):
+        return False
+    return True
 
 
 def _set_aside(store: Store, stray: ObjectId, settled: Settled) -> None:

@@ -32,7 +32,7 @@ _MIB = 1 << 20
 _AHEAD = 4  # claims at hand for every worker
 _TOGETHER = 8  # answers that share a transaction, where they come quickly
 _SETTLE_SECONDS = 0.5
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.05
 _IDLE_TICK_SECONDS = 1.0
 
 
@@ -200,6 +200,7 @@ class Crew:
                 self._has_recovered = True
             self._listen()
             self._look_after()
+            self._hand_out()  # first, so that nobody waits while the tables are written
             self._settle()
             self._hand_out()
         except StorageFault:
@@ -277,12 +278,15 @@ class Crew:
     # -- tables
 
     def _settle(self) -> None:
-        """Write down what came of jobs and claim others, both in one transaction."""
+        """Write down what came of jobs and claim others, both in one transaction.
+
+        Not while modalities are sending on a busy box: they wait for the same disk.
+        """
         desk, now = self._desk, monotonic()
-        if now < self._write_again:
+        if now < self._write_again or self._pace.crowded():
             return
         wanted = 0
-        if len(desk.claims) < self._size and not (now < self._rest_until or self._pace.crowded()):
+        if len(desk.claims) < self._size and now >= self._rest_until:
             wanted = self._size * _AHEAD if compressions.pending(self._store.db) else 0
         waited = now - desk.since >= _SETTLE_SECONDS or len(desk.settled) >= _TOGETHER
         if wanted or (desk.settled and (waited or not desk.claims)):
@@ -319,7 +323,7 @@ class Crew:
     # -- workers
 
     def _hand_out(self) -> None:
-        if monotonic() < self._rest_until:
+        if monotonic() < self._rest_until or self._pace.crowded():
             return
         if self._desk.claims and len(self._workers) < self._size:
             self._workers.append(_Worker(self._store, self._limits))

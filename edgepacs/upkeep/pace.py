@@ -13,8 +13,10 @@ from edgepacs.store import instances
 from edgepacs.store.db import Database
 
 ARRIVING_SECONDS = 3.0  # after the last instance modalities count as sending
-_LOOK_SECONDS = 0.25
-_FREE_CORE = 0.9  # of a core that nobody else wants
+_LOOK_SECONDS = 0.1
+_STALE_SECONDS = 1.0  # over so long the mean says nothing of what has just begun
+_SPARE_CORES = 1.75  # that nobody else wants: one to work on, and most of another for who sends
+_SPARE_SHARE = 0.85  # of a box that has fewer
 _BURST_SECONDS = 0.2  # of processor time that may be saved up
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STAT = Path("/proc/stat")
@@ -42,16 +44,21 @@ class Pace:
         self._cores = cores or os.cpu_count() or 1
         self._newest = instances.newest(db)
         self._arrived = -ARRIVING_SECONDS
-        self._looked = 0.0
+        self._looked = monotonic()
         self._times = _processor_times()
         self._crowded = False
 
     def crowded(self) -> bool:
-        """Whether instances are arriving and no core is free for anybody else."""
+        """Whether instances are arriving and there is no core to spare for anybody else.
+
+        Who sends is held up by little more than the processor: by the disk, which workers write to
+        as well, and by what they take of the caches. So a small box has to be all but idle.
+        """
         now = monotonic()
         if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            self._crowded = self._is_arriving(now) and self._free_cores() < _FREE_CORE
+            is_stale, self._looked = now - self._looked >= _STALE_SECONDS, now
+            free = self._free_cores()
+            self._crowded = self._is_arriving(now) and (is_stale or free < _spare(self._cores))
         return self._crowded
 
     def _is_arriving(self, now: float) -> bool:
@@ -65,6 +72,11 @@ class Pace:
         before, self._times = self._times, _processor_times()
         free, whole = (now - then for now, then in zip(self._times, before, strict=True))
         return self._cores * free / whole if whole else float(self._cores)
+
+
+def _spare(cores: int) -> float:
+    """How many cores have to be free for workers to run while modalities are sending."""
+    return min(_SPARE_CORES, _SPARE_SHARE * cores)
 
 
 def _processor_times() -> tuple[int, int]:

@@ -400,6 +400,24 @@ def test_nothing_is_left_of_what_was_not_proved(store: Store, monkeypatch: pytes
     assert fsck.check(store).sound
 
 
+def test_an_encoder_that_loses_a_bit_costs_nothing_but_its_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing else looks at the frames: the proof has to see it."""
+    real = compressing.encode_frame
+
+    def lossy(frame: bytes, *how: object) -> bytes:
+        return real(frame[:-2] + bytes((frame[-2] ^ 1, frame[-1])), *how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compressing, "encode_frame", lossy)
+    part = picture()
+    number, made = pressed(store, part)
+    assert made == Kept("Proof: it does not restore to what was received")
+    assert sealed(store, number) == part.data
+    assert len(objects(store)) == 1
+    assert fsck.check(store).sound
+
+
 def test_restoring_other_bytes_than_received_is_tampering(store: Store):
     """A codec that decoded otherwise one day would be found out before the last byte is given."""
     part = picture()
@@ -516,6 +534,25 @@ def test_an_orphan_that_was_not_proved_is_removed(store: Store):
     settled = fsck.sweep(store)
     assert (settled.removed, settled.adopted) == (1, 0)
     assert sealed(store, number) == part.data
+    assert fsck.check(store).sound
+
+
+def test_an_orphan_takes_the_place_of_what_no_longer_authenticates(store: Store):
+    """What it was made from is there, but damaged: the orphan is all that is left of it."""
+    part = picture()
+    number = take(store, part)
+    (claimed,) = claim(store)
+    made = compress(store, claimed, new_object_id())
+    assert isinstance(made, Made)
+    (path,) = [one for one in objects(store) if one.name == claimed.object_id.hex()]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    settled = fsck.sweep(store)
+    assert settled.adopted + settled.removed == 1
+    assert row(store, number).object_id == made.object_id
+    assert comes_back(store, number, part)
+    assert len(objects(store)) == 1
     assert fsck.check(store).sound
 
 

@@ -76,6 +76,10 @@ class Box:
         assert changes, f"{pattern!r} is not in edgepacs.toml"
         self.config.write_text(text)
 
+    def compress(self, workers: int) -> None:
+        """Compress at rest with so many workers from the next start on; 0 for not at all."""
+        self.configure(r"(?m)^workers = \S+", f"workers = {workers}")
+
     def allow(self, calling: str, *, host: str = "127.0.0.1", port: int = 0) -> None:
         """Make `calling` known as a modality at `host`."""
         at = ("--host", host, "--port", str(port or free_port()))

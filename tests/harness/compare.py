@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from harness.part10 import decode
+from custody.outcome import attributes_of, frames_of
+from harness.part10 import Part10, decode
+from harness.recorder import Received
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
@@ -21,6 +23,19 @@ def differences(sent: bytes, got: bytes, transfer_syntax: str) -> list[str]:
         found = [f"not decodable: {type(error).__name__}"]
     sizes = f"{len(sent)} bytes sent, {len(got)} got, first difference at {_first(sent, got)}"
     return [*found, sizes] if found else [f"attributes equal, encoding not: {sizes}"]
+
+
+def arrived(sent: Part10, got: Received) -> list[str]:
+    """What is wrong with an instance as a destination got it; nothing where all is well.
+
+    In the transfer syntax it was sent in, every byte is the same. In another one, because it has
+    been compressed at rest, every attribute and every bit of every frame.
+    """
+    if got.transfer_syntax == sent.transfer_syntax:
+        return differences(sent.data, got.data, sent.transfer_syntax)
+    was, now = (sent.data, sent.transfer_syntax), (got.data, got.transfer_syntax)
+    found = [] if attributes_of(*was) == attributes_of(*now) else ["attributes differ"]
+    return found if frames_of(*was) == frames_of(*now) else [*found, "pixels differ"]
 
 
 def _first(one: bytes, other: bytes) -> int:

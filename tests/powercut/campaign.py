@@ -67,7 +67,7 @@ _FORWARDING = (Kind.FORWARDING, Kind.CLAIMED, Kind.SENT, Kind.SERVE)
 _KEYSTORE = ("--neighbour", "keystore", "--kill-before-sync", "/keystore:{}")
 _SEALED = ("--kill-at", "ingest.sealed:{}")
 # Which role dies, by which options of the driver, and between which passages.
-_DEATHS = {
+_DEATHS: Mapping[StrEnum, tuple[str, tuple[str, ...], tuple[int, int]]] = {
     Kind.SEALED: ("scp", _SEALED, (1, 60)),
     Kind.COMMITTED: ("scp", ("--kill-at", "ingest.committed:{}"), (1, 60)),
     Kind.CLAIMED: ("forward", ("--kill-at", "forward.claimed:{}"), (1, 1)),
@@ -80,7 +80,7 @@ _DEATHS = {
     Kind.ADOPTED: ("scp", _SEALED, (5, 60)),
 }
 # Where the role that is started again dies in its turn: the first death has left it work.
-_SECOND_DEATHS = {
+_SECOND_DEATHS: Mapping[StrEnum, tuple[str, ...]] = {
     Kind.REMOVING: ("--kill-at", "sweep.removing:2"),
     Kind.ADOPTING: ("--kill-at", "sweep.synced:1"),
     Kind.ADOPTED: ("--kill-at", "sweep.committed:1"),
@@ -93,7 +93,7 @@ class Plan:
     """One cut."""
 
     number: int
-    kind: Kind
+    kind: StrEnum
     chance: random.Random
 
     @property
@@ -113,7 +113,7 @@ class Plan:
         return self.chance.uniform(*_MOMENT)
 
 
-def plans(seed: int, kinds: Sequence[Kind]) -> Iterator[Plan]:
+def plans(seed: int, kinds: Sequence[StrEnum]) -> Iterator[Plan]:
     """Plans without end: all of `kinds` in an order of chance, then all of them again."""
     order = random.Random(f"{seed} kinds")
     number = itertools.count(1)
@@ -136,7 +136,7 @@ class Result:
     starts: list[float] = field(default_factory=list)  # seconds to the first C-ECHO, scp alone
     serve_starts: list[float] = field(default_factory=list)
     forwarded: int = 0
-    kinds: Counter[Kind] = field(default_factory=Counter)
+    kinds: Counter[StrEnum] = field(default_factory=Counter)
     cut_at: list[float] = field(default_factory=list)  # monotonic seconds
     evidence: list[Path] = field(default_factory=list)
     seconds: float = 0.0
@@ -247,7 +247,7 @@ class Campaign:
         self.result.filled = number
         self._doubtful.update(keys)
 
-    def run(self, kinds: Sequence[Kind], cuts: int) -> Iterator[Result]:
+    def run(self, kinds: Sequence[StrEnum], cuts: int) -> Iterator[Result]:
         """Cut `cuts` times, then compare everything; yields after each cut and at the end."""
         for plan in itertools.islice(plans(self._seed, kinds), cuts):
             self._watched(self._round, plan)
@@ -515,7 +515,7 @@ class Campaign:
         return [f"fsck: {name} {report[name]}" for name in report if isinstance(report[name], list)]
 
 
-_CUTTING: Mapping[Kind, Callable[[Campaign, Plan, list[Pending[Report]]], None]] = {
+_CUTTING: Mapping[StrEnum, Callable[[Campaign, Plan, list[Pending[Report]]], None]] = {
     Kind.MOMENT: Campaign._at_a_moment,
     Kind.SUCCESS: Campaign._by_the_sender,
     Kind.SEALED: Campaign._when_killed,

@@ -14,7 +14,8 @@ from edgepacs import config
 from edgepacs.custody import restore
 from edgepacs.errors import EdgePacsError
 from edgepacs.model import InstanceId, ObjectId
-from edgepacs.store import Store, audit, instances, ledger, opened
+from edgepacs.store import Store, audit, compressions, instances, ledger, opened
+from edgepacs.store.compressions import Selection
 from edgepacs.store.instances import Instance
 
 _SWEEP_SECONDS = 20.0
@@ -147,6 +148,39 @@ def _strays(store: Store) -> list[ObjectId]:
     present = set(store.vault.object_ids())  # listed first: what is committed now has a row then
     unknown = present.difference(row.object_id for row in _rows(store, 0))
     return [stray for stray in unknown if store.vault.size(stray)]
+
+
+def compressing(path: Path, seconds: float) -> None:
+    """Wait until a worker has been given something."""
+    with opened(config.load(path)) as store:
+        until(lambda: _count(store, "'compressing'"), "something is compressed", seconds=seconds)
+
+
+def settled(path: Path, seconds: float) -> None:
+    """Wait until nothing is left to be compressed, nor begun."""
+    with opened(config.load(path)) as store:
+        until(
+            lambda: (
+                not compressions.pending(store.db) and not _count(store, "'waiting', 'compressing'")
+            ),
+            "nothing is left to be compressed",
+            seconds=seconds,
+            every=0.2,
+        )
+
+
+def _count(store: Store, states: str) -> int:
+    with store.db.read() as tx:
+        return tx.number(f"SELECT COUNT(*) FROM compression WHERE state IN ({states})")
+
+
+def compressed(path: Path) -> dict[str, list[int]]:
+    """How often each instance has been tried, by how it stands."""
+    found: dict[str, list[int]] = {}
+    with opened(config.load(path)) as store:
+        for one in compressions.results(store.db, Selection()):
+            found.setdefault(one.state, []).append(one.attempts)
+    return found
 
 
 def sent(path: Path) -> list[str]:

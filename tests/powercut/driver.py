@@ -89,6 +89,37 @@ def kill_before_sync(point: str) -> None:
     os.fsync, os.fdatasync = deadly(os.fsync), deadly(os.fdatasync)  # type: ignore[assignment]
 
 
+def spoil_workers(point: str, unsynced: str) -> None:
+    """Let the workers of a crew be as `work` says."""
+    from edgepacs.upkeep import crew  # noqa: PLC0415
+
+    folder = str(Path(__file__).resolve().parent.parent)
+    crew._PROGRAM = (
+        f"import sys; sys.path.insert(0, {folder!r}); "
+        f"from powercut import driver; driver.work({point!r}, {unsynced!r})"
+    )
+
+
+def work(point: str, unsynced: str) -> None:
+    """Be a worker that takes its crew with it when it passes a failpoint for the n-th time.
+
+    `point` is NAME:N or "", and `unsynced` as for `leave_unsynced`, or "".
+    """
+    if unsynced:
+        leave_unsynced(unsynced)
+    wanted, _, number = point.partition(":")
+
+    def failpoint(name: str) -> None:
+        if name == wanted and next(_passages) == int(number):
+            os.kill(os.getppid(), signal.SIGKILL)
+            signal.pause()  # a worker does not outlive its crew
+
+    telemetry.failpoint = failpoint
+    from edgepacs.upkeep import worker  # noqa: PLC0415
+
+    worker.main()
+
+
 def neighbour(name: str) -> None:
     """Let another file of the disk be synced after each step on the file `name`.
 
@@ -139,6 +170,8 @@ def main() -> None:
     parser.add_argument("--neighbour")
     parser.add_argument("--kill-at")
     parser.add_argument("--kill-before-sync")
+    parser.add_argument("--kill-at-in-workers", default="")
+    parser.add_argument("--unsynced-in-workers", default="")
     parser.add_argument("config", type=Path)
     parser.add_argument("role")
     given = parser.parse_args()
@@ -150,6 +183,8 @@ def main() -> None:
         kill_at(given.kill_at)
     if given.kill_before_sync:
         kill_before_sync(given.kill_before_sync)
+    if given.kill_at_in_workers or given.unsynced_in_workers:
+        spoil_workers(given.kill_at_in_workers, given.unsynced_in_workers)
     if given.synchronous:
         synchronous(given.synchronous)
     from edgepacs import config, roles  # noqa: PLC0415

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from harness import dcmtk
 from harness.made import CT
 from harness.part10 import EXPLICIT_LE, Part10
@@ -28,6 +29,7 @@ from edgepacs.model import UID, AETitle, Arrival, Origin
 from edgepacs.store import Store, opened
 
 _ROOT = "1.2.826.0.1.3680043.8.498.1"
+SMOOTH = 1000  # the number of a sender whose pictures can be compressed; those of others cannot
 FILLED = 0  # the number of the cut that what stood there before belongs to
 _COLUMNS = 64
 _LIMITS = Limits(response=30.0)
@@ -76,8 +78,18 @@ def instance(key: Key) -> Part10:
 def _pixels(key: Key) -> bytes:
     """Mostly a few KiB, now and then more than the several chunks of a sealed object."""
     chance = random.Random(str(key))
+    if key.sender == SMOOTH:
+        return _smooth(chance)
     most = 1 if key.cut == FILLED else chance.choices((16, 100, 600), (80, 17, 3))[0]
     return chance.randbytes(2 * _COLUMNS * chance.randint(8, 8 * most))
+
+
+def _smooth(chance: random.Random) -> bytes:
+    """A slope with a little noise; with many rows its object has several chunks."""
+    rows = chance.choice((64, 256, 2048))
+    noise = np.frombuffer(chance.randbytes(rows * _COLUMNS), "u1") & 7
+    slope = np.add.outer(np.arange(rows), np.arange(_COLUMNS))
+    return (slope + noise.reshape(slope.shape)).astype("<u2").tobytes()
 
 
 def _data_set(key: Key, *, study: str, pixels: bytes) -> bytes:
@@ -190,6 +202,19 @@ def _send_all(order: Order, association: Association, report: Report) -> None:
             disk.cut(order.mounted)
             break
     association.abort()
+
+
+def send_some(order: Order, count: int) -> Report:
+    """Send the first `count` by our own engine; every one of them has to be answered Success."""
+    report = Report()
+    with _association(order.port) as association:
+        context = association.accepted(CT, EXPLICIT_LE)
+        assert context is not None
+        for key in itertools.islice(order.wanted(), count):
+            answer = association.store(context, UID(CT), key.uid, [instance(key).data])
+            assert not answer.status, hex(answer.status)
+            report.acknowledged[key] = time.monotonic()
+    return report
 
 
 def send_by_storescu(order: Order) -> Report:

@@ -49,13 +49,16 @@ class Node:
         self.box = box
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def launch(self, role: str, spoilt: Sequence[str] = ()) -> None:
-        """Start `role` and return at once; under the driver where it is to be spoilt."""
+    def launch(self, role: str, spoilt: Sequence[str] = (), arguments: Sequence[str] = ()) -> None:
+        """Start `role` and return at once; under the driver where it is to be spoilt.
+
+        It may also be another command, with its `arguments`.
+        """
         assert role not in self._processes, "already running"
         driven = [sys.executable, str(_DRIVER), *spoilt, str(self.box.config), role]
         with self.box.log.open("ab") as log:
             self._processes[role] = subprocess.Popen(
-                driven if spoilt else self.box.command(role),
+                driven if spoilt else self.box.command(role, *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -16,6 +16,7 @@ from powercut.crew import Crew
 from powercut.disk import Disk
 from powercut.load import Key
 from powercut.node import Node
+from powercut.pressing import PRESSES, Press, Pressing
 
 pytestmark = pytest.mark.peers
 
@@ -70,6 +71,30 @@ def test_a_node_that_does_not_sync_loses_instances(
     print(result.summary())
     found = result.found
     assert found.lost or found.remade or result.failed_starts, result.summary()
+
+
+def test_compression_loses_nothing_and_leaves_nothing(
+    tmp_path: Path, template: Box, crew: Crew
+) -> None:
+    """Every kind of cut once; fifty of them in the soak, and by `make powercut-compression`."""
+    kinds = PRESSES if corpus.soak() else tuple(Press)
+    with Pressing(tmp_path, template, crew, seed=corpus.SEED) as campaign:
+        for _ in campaign.run(kinds, corpus.count(len(kinds), 50)):
+            pass
+    result = campaign.result
+    print(result.summary())
+    assert result.sound, result.report()
+    assert result.kinds.keys() == set(Press)
+
+
+def test_workers_that_do_not_sync_lose_instances(tmp_path: Path, template: Box, crew: Crew) -> None:
+    """The control: were nothing lost here, the cuts above would prove nothing."""
+    spoilt, kinds = ("--unsynced-in-workers", "/objects/"), (Press.REMOVING,)
+    with Pressing(tmp_path, template, crew, seed=corpus.SEED, spoilt=spoilt) as campaign:
+        for result in campaign.run(kinds, _CONTROL_CUTS):
+            if not result.sound:
+                break
+    assert result.found.lost or result.failed_starts, result.summary()
 
 
 def test_a_node_just_made_is_there_after_a_cut(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def made_of(store: Store, claimed: Claim) -> Made:
     return found
 
 
+def last_act(store: Store, number: InstanceId) -> tuple[str, str]:
+    """The newest audit record of an instance, and its detail."""
+    found = audit.of_subject(store.db, "instance", number)[-1]
+    return found.act, found.detail
+
+
 def count(store: Store, table: str) -> int:
     with store.db.read() as tx:
         return tx.number(f"SELECT COUNT(*) FROM {table}")
@@ -122,10 +128,21 @@ def test_nothing_is_tried_for_ever(store: Store):
         with store.db.write() as tx:
             compressions.broke(tx, claimed, "a worker hung over it")
     assert state_of(store, number) == ("failed", MAX_ATTEMPTS, "a worker hung over it")
+    assert last_act(store, number) == ("instance kept as received", "a worker hung over it")
     assert claim(store) == []
     with store.db.write() as tx:
         compressions.again(tx, Selection(state=CompressionState.FAILED), actor="test")
     assert isinstance(press(store)[number], Made)
+
+
+def test_what_is_kept_as_received_leaves_a_record(store: Store):
+    number = take(store)
+    (claimed,) = claim(store)
+    with store.db.write() as tx:
+        compressions.keep(tx, claimed, "nothing makes it smaller")
+    assert state_of(store, number) == ("native", 1, "nothing makes it smaller")
+    assert last_act(store, number) == ("instance kept as received", "nothing makes it smaller")
+    assert audit.broken_at(store.db) is None
 
 
 def test_crashes_of_everything_end_too(store: Store):

@@ -44,12 +44,28 @@ def test_list(node: Node):  # noqa: F811
     assert len(node.data("compression", "list", "--limit", "2")) == 2
 
 
+def test_show(node: Node):  # noqa: F811
+    """By series, times in milliseconds."""
+    compressed, _, _ = filled(node)
+    (one,) = node.data("compression", "list", "--state", "compressed")
+    (shown,) = node.data("compression", "show", "2")
+    same = ("series", "transfer_syntax", "ratio", "encode_ms", "verify_ms", "verified", "state")
+    assert [shown[name] for name in same] == [one[name] for name in same]
+    assert (shown["instances"], one["instance"]) == (1, compressed)
+    for words in (("show", "2"), ("list", "--state", "compressed")):
+        header, line = node.done("compression", *words).splitlines()
+        at = header.index("encode_ms")
+        assert line[at:].split()[0] == str(one["encode_ms"])
+    assert node.data("compression", "show", "99") == []
+
+
 def test_status(node: Node):  # noqa: F811
     assert "0 bytes received" in node.done("compression", "status")
     filled(node)
     answer = json.loads(node("compression", "status", "--json").out)
     assert answer["received_length"] > answer["byte_length"]
-    assert answer["waiting"] == answer["workers"] == 0
+    assert (answer["waiting"], answer["workers"]) == (0, node.config.compression.workers)
+    assert answer["workers"] >= 1
     assert {(one["state"], one["instances"]) for one in answer["stand"]} == {
         ("compressed", 1),
         ("native", 1),

@@ -95,6 +95,7 @@ def test_the_role_compresses(store: Store):
 
 
 def test_off_means_off(store: Store):
+    store = with_workers(store, 0)
     take(store, ct())
     stop = threading.Event()
     thread = threading.Thread(target=upkeep.run, args=(store, stop))
@@ -229,7 +230,7 @@ def test_a_worker_dies_with_its_crew(store: Store):
     """Not even a crew that is killed leaves a worker behind."""
     take(store, large(60))
     path = store.config.path
-    path.write_text(path.read_text().replace("workers = 0", "workers = 1"))
+    path.write_text(path.read_text().replace('workers = "auto"', "workers = 1"))
     crew = psutil.Popen(Box.command(_Place(path), "upkeep"))
     workers = until(crew.children, "a worker")
     crew.kill()
@@ -249,7 +250,7 @@ def test_killed_right_after_the_swap(store: Store):
     parts = take(store, ct())
     (number,) = parts
     path = store.config.path
-    path.write_text(path.read_text().replace("workers = 0", "workers = 1"))
+    path.write_text(path.read_text().replace('workers = "auto"', "workers = 1"))
     crew = psutil.Popen(
         Box.command(_Place(path), "upkeep"),
         env={**os.environ, "EDGEPACS_FAILPOINT": "compress.swapped"},
@@ -287,7 +288,7 @@ def test_idle_workers_end(store: Store):
 
 
 def test_workers_stand_still_while_modalities_send(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pace, "_FREE_CORE", float("inf"))  # no core counts as free
+    monkeypatch.setattr(pace, "_spare", lambda _cores: float("inf"))  # no core counts as free
     monkeypatch.setattr(pace, "ARRIVING_SECONDS", 1.0)
     store = with_workers(store)
     take(store, large(60))
