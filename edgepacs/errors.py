@@ -52,6 +52,12 @@ class NotFound(EdgePacsError):
     exit_code = 66  # EX_NOINPUT
 
 
+class Gone(NotFound):
+    """Known, but its bytes are deleted: they have arrived elsewhere, or were given up."""
+
+    http_status = 410
+
+
 class Conflict(EdgePacsError):
     """The act does not fit the present state, or the name is already taken."""
 
@@ -150,3 +156,17 @@ class PeerUnreachable(PeerError):
 
 class PeerRefused(PeerError):
     """The peer rejected the association or every presentation context it needs."""
+
+
+class NotAdmitted(PeerRefused):
+    """The peer does not let us in, or cannot be trusted: a person has to change something."""
+
+
+class PeerBusy(PeerError):
+    """The peer answers and asks for patience: for `seconds`. The line is up."""
+
+    transient = True
+
+    def __init__(self, words: str, *, seconds: float) -> None:
+        super().__init__(words)
+        self.seconds = seconds

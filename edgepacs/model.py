@@ -118,6 +118,14 @@ STUDY_TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
 }
 
 
+class WorklistMatch(State):
+    """Whether a study was ordered, as far as the worklist says."""
+
+    MATCHED = "matched", "an entry of the worklist names it"
+    UNMATCHED = "unmatched", "looked for in the worklist and not found"
+    NONE = "none", "not looked for yet"
+
+
 class DeliveryKind(State):
     """What a delivery carries."""
 
@@ -139,15 +147,19 @@ class DeliveryState(State):
     CONFIRMED_BY_QUERY = "confirmed_by_query", "found at the destination by its own identifier"
     HELD = "held", "stopped by a rule or a person until released"
     CANCELLED = "cancelled", "a person said it shall not be sent"
-    SUPERSEDED = "superseded", "its subject was replaced; the replacement has its own delivery"
+    SUPERSEDED = "superseded", "another delivery stands for it: of a newer version, or elsewhere"
     FAILED = "failed", "refused for good; needs a person"
 
 
 _D = DeliveryState
 _INSTANCE_DELIVERY: Mapping[DeliveryState, frozenset[DeliveryState]] = {
-    _D.QUEUED: frozenset({_D.SENDING, _D.HELD, _D.CANCELLED, _D.SUPERSEDED, _D.FAILED}),
+    _D.QUEUED: frozenset(
+        {_D.SENDING, _D.HELD, _D.CANCELLED, _D.SUPERSEDED, _D.FAILED, _D.COMMITTED}
+    ),
     _D.SENDING: frozenset({_D.SENT, _D.QUEUED, _D.FAILED, _D.CONFIRMED_BY_QUERY, _D.HELD}),
-    _D.SENT: frozenset({_D.AWAITING_COMMITMENT, _D.CONFIRMED_BY_QUERY, _D.QUEUED}),
+    _D.SENT: frozenset(
+        {_D.AWAITING_COMMITMENT, _D.COMMITTED, _D.CONFIRMED_BY_QUERY, _D.QUEUED, _D.FAILED}
+    ),
     _D.AWAITING_COMMITMENT: frozenset(
         {_D.COMMITTED, _D.CONFIRMED_BY_QUERY, _D.SENT, _D.QUEUED, _D.FAILED}
     ),
@@ -155,12 +167,12 @@ _INSTANCE_DELIVERY: Mapping[DeliveryState, frozenset[DeliveryState]] = {
     _D.CONFIRMED_BY_QUERY: frozenset({_D.COMMITTED}),
     _D.HELD: frozenset({_D.QUEUED, _D.CANCELLED, _D.SUPERSEDED}),
     _D.CANCELLED: frozenset({_D.QUEUED, _D.HELD}),
-    _D.SUPERSEDED: frozenset(),
-    _D.FAILED: frozenset({_D.QUEUED, _D.CANCELLED, _D.SUPERSEDED}),
+    _D.SUPERSEDED: frozenset({_D.QUEUED}),
+    _D.FAILED: frozenset({_D.QUEUED, _D.CANCELLED, _D.SUPERSEDED, _D.COMMITTED}),
 }
 # A message is proved by the answer to it: `sent` is its end.
 _MESSAGE_DELIVERY: Mapping[DeliveryState, frozenset[DeliveryState]] = {
-    state: frozenset() if state is _D.SENT else targets - {_D.CONFIRMED_BY_QUERY}
+    state: frozenset() if state is _D.SENT else targets - {_D.COMMITTED, _D.CONFIRMED_BY_QUERY}
     for state, targets in _INSTANCE_DELIVERY.items()
     if state not in (_D.AWAITING_COMMITMENT, _D.COMMITTED, _D.CONFIRMED_BY_QUERY)
 }
@@ -195,6 +207,15 @@ class Callback(State):
     NEVER = "never", "none came in time; it is asked by query instead"
 
 
+class CommitmentState(State):
+    """How far one storage commitment request has come."""
+
+    ASKED = "asked", "asked for; its report is awaited"
+    REPORTED = "reported", "a report has come that has not been acted on"
+    EXPIRED = "expired", "no report came in time; a late one still counts"
+    SETTLED = "settled", "its report has been acted on"
+
+
 class LinkState(State):
     """What is known about the line to a destination."""
 
@@ -202,6 +223,20 @@ class LinkState(State):
     UP = "up", "the last association or probe went through"
     DEGRADED = "degraded", "reachable, but the last exchange failed"
     DOWN = "down", "not reachable; probed until it answers"
+
+
+class Kept(State):
+    """Why a study's bytes may not be deleted here, the weightiest last."""
+
+    RECENT = "recent", "everything has arrived; it is younger than the least age"
+    UNPROVED = "unproved", "on its way, or arrived without the proof its destination owes"
+    RESPONSE = "response", "sent where an answer, or a lossy copy, is all the proof there is"
+    CANCELLED = "cancelled", "a person said it shall not be sent"
+    HELD = "held", "held by a rule or a person"
+    FAILED = "failed", "refused for good by a destination; a person has to see to it"
+    UNWANTED = "unwanted", "no rule sends it anywhere"
+    DISPUTED = "disputed", "another version of an instance waits for a person, or was replaced"
+    STOPPED = "stopped", "the study is held or rejected"
 
 
 class CompressionState(State):
@@ -237,6 +272,50 @@ class Origin(State):
     def routed(self) -> bool:
         """Whether the routing rules apply to instances of this origin."""
         return self in (Origin.MODALITY, Origin.IMPORT, Origin.LOCAL)
+
+
+class PriorsBy(State):
+    """How priors of a patient are fetched from a destination."""
+
+    NONE = "none", "not at all"
+    GET = "get", "by C-FIND and C-GET, on our own association"
+    MOVE = "move", "by C-FIND and C-MOVE to our own AE title, which the destination must know"
+    WEB = "web", "by QIDO-RS and WADO-RS at the address of the destination"
+
+
+class PrefetchReason(State):
+    """What named the patient whose priors are fetched."""
+
+    STUDY = "study", "the first instance of a new study"
+    WORKLIST = "worklist", "an entry of the worklist"
+    PERSON = "person", "a person asked"
+
+
+class PrefetchState(State):
+    """How far the fetching of one patient's priors from one destination has come."""
+
+    WAITING = "waiting", "waits until the line has nothing else to do"
+    ASKING = "asking", "an attempt was recorded; the destination is asked for the patient's studies"
+    FETCHING = "fetching", "studies are being fetched, or a crash broke that off"
+    DONE = "done", "what was to be had within the bounds is here"
+    FAILED = "failed", "refused for good, given up after several attempts, or crowded out"
+    CANCELLED = "cancelled", "a person said they shall not be fetched"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes of it by itself."""
+        return self in (PrefetchState.DONE, PrefetchState.FAILED, PrefetchState.CANCELLED)
+
+
+_P = PrefetchState
+PREFETCH_TRANSITIONS: Mapping[PrefetchState, frozenset[PrefetchState]] = {
+    _P.WAITING: frozenset({_P.ASKING, _P.FAILED, _P.CANCELLED}),
+    _P.ASKING: frozenset({_P.FETCHING, _P.DONE, _P.WAITING, _P.FAILED, _P.CANCELLED}),
+    _P.FETCHING: frozenset({_P.DONE, _P.WAITING, _P.FAILED, _P.CANCELLED}),
+    _P.DONE: frozenset({_P.WAITING}),
+    _P.FAILED: frozenset({_P.WAITING}),
+    _P.CANCELLED: frozenset({_P.WAITING}),
+}
 
 
 class Service(State):
@@ -286,6 +365,7 @@ class Arrival:
     origin: Origin
     source: str  # calling AE title, user name or path-free description
     caller: Caller | None = None
+    study_instance_uid: str = ""  # the study it was asked for in; '' for any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

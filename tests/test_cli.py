@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import click
@@ -13,7 +14,8 @@ from harness.recorder import RecordingSCP
 from store.making import PASSWORD, add_destination, node_in, objects, take_in, template
 
 from edgepacs import cli, config
-from edgepacs.store import Store, instances, studies, users
+from edgepacs.model import LinkState
+from edgepacs.store import Store, destinations, instances, studies, usage, users
 from edgepacs.telemetry import doorbell
 
 
@@ -133,13 +135,20 @@ _ARGUMENTS = {
     "ae add": "CT9 --host * --port 104",
     "ae remove": "CT9",
     "ae set": "CT9 --max-associations 2",
+    "compression show": "99",
     "destination add": "new --ae NEW --host 127.0.0.1 --port 104",
     "destination echo": "pacs9",
     "destination lossy": "pacs9 80",
     "destination remove": "pacs9",
     "destination set": "pacs9 kbits=384",
+    "destination show": "pacs9",
     "rule add": "--to *",
     "rule remove": "99",
+    "rule test": "99",
+    "queue show": "99",
+    "queue reroute": "pacs9",
+    "queue priority": "stat",
+    "study show": "99",
     "study send": "99 --to pacs",
     "study verify": "99",
     "study hold": "99",
@@ -168,6 +177,7 @@ _MISSING = [
         "echo",
         "lossy",
         "set",
+        "show",
         "send",
         "verify",
         "hold",
@@ -176,7 +186,7 @@ _MISSING = [
         "accept",
         "discard",
     )
-    and w[0] != "queue"
+    and w[0] not in ("queue", "compression")  # a list of nothing is empty
 ]
 
 
@@ -205,8 +215,16 @@ def test_a_command_about_nothing_says_so_in_one_line(
         ("destination", "remove", "pacs"),
         ("rule", "list"),
         ("rule", "add", "--to", "pacs", "--match", "modality=US", "--hold-until-verified"),
+        ("rule", "add", "--to", "pacs", "--as", "lossy:80", "--patience", "60"),
         ("rule", "remove", "1"),
+        ("rule", "test", "1"),
+        ("rule", "test", "--to", "pacs", "--match", "modality=US", "--hold-until-verified"),
         ("queue", "list"),
+        ("queue", "totals"),
+        ("queue", "show", "1"),
+        ("queue", "reroute", "pacs", "--study", "1"),
+        ("queue", "priority", "stat", "--study", "1", "--study", "2"),
+        ("queue", "list", "--to", "pacs", "--after", "1", "--limit", "1"),
         ("queue", "list", "--state", "queued"),
         ("queue", "hold", "--study", "1"),
         ("queue", "release", "--to", "pacs"),
@@ -259,6 +277,15 @@ def _copied(folder: Path, to: Path) -> Path:
         (("rule", "add", "--to", "*", "--match", "shoe=9"), 65),
         (("queue", "list", "--state", "odd"), 2),
         (("queue", "hold", "--to", "nowhere"), 66),
+        (("queue", "reroute", "nowhere"), 66),
+        (("queue", "show", "99"), 66),
+        (("queue", "priority", "urgent"), 65),
+        (("queue", "priority", "2000"), 65),
+        (("queue", "list", "--limit", "0"), 65),
+        (("rule", "test", "1", "--match", "modality=US"), 65),
+        (("rule", "test", "--to", "nowhere"), 66),
+        (("rule", "add", "--to", "*", "--as", "jpeg"), 65),
+        (("rule", "add", "--to", "*", "--then", "pacs"), 65),
         (("user", "add", "admin", "--role", "viewer"), 65),
         (("user", "add", "nina", "--role", "king"), 2),
         (("user", "remove", "admin"), 65),
@@ -426,6 +453,27 @@ def test_what_an_ae_may_take_is_set_and_listed(node: Node) -> None:
     assert (refused.code, "max_associations" in refused.err) == (65, True)
 
 
+def test_a_destination_is_reached_by_c_store_or_by_an_address(node: Node) -> None:
+    node.done("destination", "add", "web", "--url", "https://pacs.example:8443/dicom-web/")
+    (one,) = node.data("destination", "list")
+    assert [one[name] for name in ("transport", "ae_title", "host", "port", "url")] == [
+        *("stow", "", "pacs.example", 8443, "https://pacs.example:8443/dicom-web"),
+    ]
+    node.done("destination", "set", "web", "url=https://pacs.example/dicom-web")
+    assert node.data("destination", "list")[0]["port"] == 443
+    for wrong in (
+        (),
+        ("--ae", "X", "--url", "https://pacs.example/"),
+        ("--ae", "X", "--host", "127.0.0.1"),
+        ("--url", "http://pacs.example/"),
+        ("--url", "https://me:secret@pacs.example/"),
+    ):
+        refused = node("destination", "add", "other", *wrong)
+        assert refused.code == 65, wrong
+        assert "secret" not in refused.err
+    assert node("destination", "set", "web", "url=http://192.0.2.1/").code == 65
+
+
 def test_aes_destinations_rules_and_users_are_kept(node: Node) -> None:
     node.done("ae", "add", "CT1", "--host", "192.0.2.1", "--port", "104", "--allow", "echo,find")
     assert node.data("ae", "list")[0]["services"] == "echo find"
@@ -456,10 +504,82 @@ def test_aes_destinations_rules_and_users_are_kept(node: Node) -> None:
         assert node.data(*what) == []
 
 
+def test_a_destination_shows_its_line_and_no_secret(node: Node) -> None:
+    node.done("destination", "add", "pacs", "--ae", "PACS", "--host", "127.0.0.1", "--port", "1")
+    assert "nothing waits" in node.done("destination", "show", "pacs")
+    secrets = ("token=t0ken", "passcode=p4ss", "private_key=-----BEGIN PRIVATE KEY-----")
+    line = ("kbits=384", "daily_mib=500", "hours=22:00-06:00", "least_priority=50")
+    node.done("destination", "set", "pacs", *secrets, *line)
+    store = Store.open(node.config)
+    destinations.set_link(store.db, 1, LinkState.DOWN, "no answer in time")
+    usage.add(store.db, 1, {date(2026, 11, 23): 4096}, 40_000)
+    usage.set_round_trip(store.db, 1, 715)
+    take_in(store)
+    store.close()
+    (listed,) = node.data("destination", "list")
+    assert listed["line"] == "384 kbit/s, 500 MiB a day, 22:00-06:00, priority 50 and above"
+    assert (listed["token"], listed["passcode"], listed["private_key"]) == ("set", "set", "set")
+    assert (listed["certificate"], listed["kbits"]) == ("", 384)
+    found = json.loads(node.done("destination", "show", "pacs", "--json"))
+    assert found["measured"] == {"rate": 40_000, "round_trip_ms": 715}
+    assert found["usage"] == [{"day": "2026-11-23", "bytes": 4096}]
+    (change,) = found["changes"]
+    assert (change["link"], change["words"]) == ("down", "no answer in time")
+    assert (found["forecast"]["instances"], found["forecast"]["shut_out"]) == (1, 1)
+    shown = node.done("destination", "show", "pacs")
+    for words in ("715 ms", "1 wait for another line", "2026-11-23  4096", "no answer in time"):
+        assert words in shown
+    for text in (shown, node.done("destination", "list", "--json")):
+        assert not any(secret in text for secret in ("t0ken", "p4ss", "BEGIN"))
+
+
 def test_passwords_and_digests_are_never_listed(node: Node) -> None:
     listed = node.done("user", "list", "--json")
     assert "password" not in listed
     assert "argon2" not in listed
+
+
+def test_a_rule_is_tried_before_it_is_made(node: Node) -> None:
+    node.done("destination", "add", "pacs", "--ae", "PACS", "--host", "127.0.0.1", "--port", "1")
+    node.done("destination", "add", "later", "--ae", "LATER", "--host", "127.0.0.1", "--port", "1")
+    store = Store.open(node.config)
+    for _ in range(2):
+        take_in(store, modality="CT")
+    store.close()
+    words = ("--to", "pacs", "--match", "modality=CT", "--hold-until-verified")
+    tried = json.loads(node.done("rule", "test", *words, "--json"))
+    assert tried["total"] == {"studies": 1, "queued": 0, "held": 0, "there": 2, "byte_size": 0}
+    node.done("rule", "remove", "1")
+    node.done("queue", "reroute", "later", "--to", "pacs")
+    made = json.loads(
+        node.done("rule", "add", "--to", "later", "--then", "pacs", "--as", "native", "--json")
+    )
+    (one,) = node.data("rule", "list")
+    assert (one["destination_name"], one["then"], one["send_as"]) == ("later", ["pacs"], "native")
+    told = node.done("rule", "test", str(made["id"]))
+    assert "0 instances would be queued, 0 held, 2 are there already; 0 bytes to send" in told
+
+
+def test_acts_on_the_queue_say_why_something_stays(node: Node) -> None:
+    node.done("destination", "add", "pacs", "--ae", "PACS", "--host", "127.0.0.1", "--port", "1")
+    store = Store.open(node.config)
+    for number in range(3):
+        take_in(store, study=f"1.{number}")
+    store.close()
+    node.done("queue", "cancel", "--delivery", "1")
+    said = node.done("queue", "hold", "--study", "1", "--study", "2")
+    assert said.splitlines() == ["1 deliveries", "1 not: it is cancelled"]
+    told = json.loads(node.done("queue", "priority", "stat", "--state", "queued", "--json"))
+    assert told == {"changed": 1, "unchanged": {}}
+    shown = json.loads(node.done("queue", "show", "3", "--json"))
+    assert (shown["priority"], shown["state"], shown["history"]) == (100, "queued", [])
+    assert "cancelled" in node.done("queue", "show", "1")
+    (one,) = node.data("queue", "totals")
+    assert (one["queued"], one["held"], one["cancelled"]) == (1, 1, 1)
+    study = json.loads(node.done("study", "show", "2", "--json"))
+    assert [way["held"] for way in study["ways"]] == [1]
+    assert [one["id"] for one in study["deliveries"]] == [2]
+    assert "pacs" in node.done("study", "show", "2")
 
 
 def test_the_queue_obeys(filled: Node) -> None:

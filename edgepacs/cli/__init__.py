@@ -12,14 +12,29 @@ from edgepacs.cli import (  # each adds its commands
     compression,
     node,
     peers,
+    prefetch,
     queue,
+    room,
+    rules,
     studies,
     users,
 )
 from edgepacs.cli.session import cli
 from edgepacs.errors import EdgePacsError, StorageFault
 
-__all__ = ["cli", "compression", "main", "node", "peers", "queue", "studies", "users"]
+__all__ = [
+    "cli",
+    "compression",
+    "main",
+    "node",
+    "peers",
+    "prefetch",
+    "queue",
+    "room",
+    "rules",
+    "studies",
+    "users",
+]
 
 
 def main() -> NoReturn:

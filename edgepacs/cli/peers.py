@@ -1,19 +1,22 @@
-"""Callers, destinations and rules."""
+"""Callers and destinations."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgepacs.cli.session import ACTOR, Session, command, group
+from edgepacs.clock import iso
 from edgepacs.errors import InvalidValue
 from edgepacs.model import Service
-from edgepacs.store import destinations, peers, rules, terms
+from edgepacs.store import destinations, peers, terms, usage
+from edgepacs.store.destinations import Destination
+from edgepacs.store.usage import Forecast
 
 _ae = group("ae", "AE titles that may call.")
 _destination = group("destination", "Where instances are sent.")
-_rule = group("rule", "Which instances go where.")
 
 
 def _with_allowance(function: Callable[..., None]) -> Callable[..., None]:
@@ -96,14 +99,33 @@ def ae_remove(session: Session, *, title: str) -> None:
 
 @command(_destination, "add")
 @click.argument("name")
-@click.option("--ae", "title", required=True, help="Its AE title.")
-@click.option("--host", required=True)
-@click.option("--port", required=True, type=int)
-def destination_add(session: Session, *, name: str, title: str, host: str, port: int) -> None:
-    """Add a destination reached by C-STORE."""
+@click.option("--ae", "title", help="Its AE title.")
+@click.option("--host", help="Its address or name.")
+@click.option("--port", type=int, help="Where it listens.")
+@click.option("--url", help="Its DICOMweb, e.g. https://pacs.example/dicom-web: by STOW-RS then.")
+def destination_add(
+    session: Session,
+    *,
+    name: str,
+    title: str | None,
+    host: str | None,
+    port: int | None,
+    url: str | None,
+) -> None:
+    """Add a destination: by C-STORE with --ae, --host and --port, by STOW-RS with --url."""
+    by_dimse = (title, host, port)
+    if (url is None) == (by_dimse == (None, None, None)):
+        raise InvalidValue("destination add", "either --url, or --ae with --host and --port")
     with session.store() as store:
         with store.db.write() as tx:
-            number = destinations.add(tx, name=name, title=title, host=host, port=port, actor=ACTOR)
+            if url is not None:
+                number = destinations.add_web(tx, name=name, url=url, actor=ACTOR)
+            elif title is None or host is None or port is None:
+                raise InvalidValue("destination add", "--ae, --host and --port go together")
+            else:
+                number = destinations.add(
+                    tx, name=name, title=title, host=host, port=port, actor=ACTOR
+                )
         store.ring("forward")
     session.say({"id": number, "name": name}, f"destination {name} added")
 
@@ -112,8 +134,66 @@ def destination_add(session: Session, *, name: str, title: str, host: str, port:
 def destination_list(session: Session) -> None:
     """List destinations and the state of their lines."""
     with session.store() as store:
-        columns = ("name", "ae_title", "host", "port", "link", "link_ms", "link_note", "lossy")
-        session.table(destinations.every(store.db), columns)
+        found = [_without_secrets(one) for one in destinations.every(store.db)]
+    columns = ("name", "transport", "ae_title", "host", "port", "link", "link_ms", "link_note")
+    session.table(found, (*columns, "line", "lossy"))
+
+
+def _without_secrets(one: Destination) -> dict[str, Any]:
+    """A destination with `line`, what its line may carry, in words; of secrets, that they are."""
+    shown = dict.fromkeys((*destinations.SECRETS, *destinations.LONG), "set")
+    fields = {name: shown.get(name, value) if value else value for name, value in _fields(one)}
+    return {**fields, "line": _line_in_words(one)}
+
+
+def _fields(one: Destination) -> list[tuple[str, Any]]:
+    return [(name, getattr(one, name)) for name in Destination.__slots__]
+
+
+def _line_in_words(one: Destination) -> str:
+    said = {
+        f"{one.kbits} kbit/s": one.kbits,
+        f"{one.daily_mib} MiB a day": one.daily_mib,
+        f"{one.monthly_mib} MiB a month": one.monthly_mib,
+        one.hours: one.hours,
+        f"priority {one.least_priority} and above": one.least_priority,
+    }
+    return ", ".join(words for words, value in said.items() if value)
+
+
+@command(_destination, "show")
+@click.argument("name")
+@click.option("--most", default=20, show_default=True, help="Days of usage and changes of state.")
+def destination_show(session: Session, *, name: str, most: int) -> None:
+    """Show one destination: settings, how its line has been, usage, when its queue is empty."""
+    with session.store() as store:
+        one = destinations.named(store.db, name)
+        coming = usage.forecast(store.db, one)
+        carried = usage.days(store.db, one.id, most)
+        measured = usage.measured(store.db, one.id)
+        changes = usage.changes(store.db, one.id, most)
+    settings = _without_secrets(one)
+    if session.as_json:
+        parts = {"forecast": coming, "measured": measured, "usage": carried, "changes": changes}
+        session.say({**settings, **parts}, "")
+        return
+    trip = f"{measured.round_trip_ms} ms" if measured.round_trip_ms else ""
+    settings |= {"link_ms": iso(one.link_ms), "round_trip": trip, "queue": _in_words(coming)}
+    said = [{"setting": name, "value": value} for name, value in settings.items() if value]
+    session.table(said, ("setting", "value"))
+    session.say(None, "\nCarried")
+    session.table(carried, ("day", "bytes"))
+    session.say(None, "\nChanges of the line")
+    session.table(changes, ("at_ms", "link", "words"))
+
+
+def _in_words(one: Forecast) -> str:
+    said = [f"{one.instances} instances, {one.bytes / usage.MIB:.1f} MiB"]
+    if one.rate:
+        said.append(f"{one.rate / 125:.0f} kbit/s")
+    if one.instances and one.empty_ms is not None:
+        said.append(f"empty about {iso(one.empty_ms)}")
+    return "; ".join([*said, *([one.words] if one.words else [])])
 
 
 @command(_destination, "echo")
@@ -172,32 +252,3 @@ def destination_remove(session: Session, *, name: str) -> None:
     with session.store() as store, store.db.write() as tx:
         destinations.remove(tx, name, actor=ACTOR)
     session.say({"removed": name}, f"destination {name} removed")
-
-
-@command(_rule, "add")
-@click.option("--to", required=True, help="A destination's name; * for every one.")
-@click.option("--match", default="", help="e.g. 'modality=US,CT and not station=TEST*'.")
-@click.option("--hold-until-verified", "hold", is_flag=True)
-@click.option("--priority", default=0, show_default=True, help="Higher goes first.")
-def rule_add(session: Session, *, to: str, match: str, hold: bool, priority: int) -> None:
-    """Send what matches to a destination."""
-    with session.store() as store, store.db.write() as tx:
-        number = rules.add(tx, to=to, match=match, hold=hold, priority=priority, actor=ACTOR)
-    session.say({"id": number}, f"rule {number} added")
-
-
-@command(_rule, "list")
-def rule_list(session: Session) -> None:
-    """List the rules; an empty destination is every one, an empty match everything."""
-    with session.store() as store:
-        columns = ("id", "destination_name", "match", "hold", "priority")
-        session.table(rules.all_rules(store.db), columns)
-
-
-@command(_rule, "remove")
-@click.argument("number", type=int)
-def rule_remove(session: Session, *, number: int) -> None:
-    """Remove a rule; what it queued stays queued."""
-    with session.store() as store, store.db.write() as tx:
-        rules.remove(tx, number, actor=ACTOR)
-    session.say({"removed": number}, f"rule {number} removed")

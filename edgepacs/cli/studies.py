@@ -1,5 +1,7 @@
 """Studies, and what a technologist does with them."""
 
+from dataclasses import asdict
+
 import click
 
 from edgepacs.cli.session import ACTOR, Session, command, group
@@ -9,7 +11,7 @@ from edgepacs.model import (
     StudyId,
     StudyState,
 )
-from edgepacs.store import deliveries, destinations, disposal, instances, studies
+from edgepacs.store import deliveries, destinations, disposal, instances, ledger, studies
 
 _study = group("study", "Studies, and what a technologist does with them.")
 _quarantine = group("quarantine", "Other content under a known SOP Instance UID.")
@@ -23,6 +25,26 @@ def study_list(session: Session, *, limit: int) -> None:
         found = studies.search(store.db, studies.Search(limit=limit))
     columns = ("id", "study_date", "modalities", "series_count", "instance_count", "state")
     session.table(found, (*columns, "flags", "received_ms"))
+
+
+@command(_study, "show")
+@click.argument("number", type=int)
+@click.option("--after", default=0, help="Only deliveries after this number; the next page.")
+def study_show(session: Session, *, number: int, after: int) -> None:
+    """Show how far a study has come to each destination, and its deliveries."""
+    with session.store() as store:
+        study = studies.study(store.db, StudyId(number))
+        ways = ledger.ways_of_study(store.db, study.id)
+        found = ledger.of_study(store.db, study.id, after=after)
+    if session.as_json:
+        told = [asdict(one) for one in found]
+        state = {"study": study.id, "state": study.state, "received_ms": study.received_ms}
+        session.say({**state, "ways": [asdict(one) for one in ways], "deliveries": told}, "")
+        return
+    times = ("received_ms", "verified_ms", "queued_ms", "sent_ms", "proved_ms")
+    session.table(ways, ("destination_name", "count", "waiting", "sent", "proved", *times))
+    columns = ("id", "instance", "destination_name", "state", "attempts", "proof", "last_error")
+    session.table(found, columns)
 
 
 @command(_study, "send")

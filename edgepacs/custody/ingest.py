@@ -6,14 +6,20 @@ Nothing reaches a disk in plaintext, and nothing is acknowledged before `commit`
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
 from edgepacs.clock import wall_ms
 from edgepacs.custody.scan import Scanner
-from edgepacs.errors import EdgePacsError, InvalidValue, LimitExceeded, StorageFault
+from edgepacs.errors import (
+    DatasetMismatch,
+    EdgePacsError,
+    InvalidValue,
+    LimitExceeded,
+    StorageFault,
+)
 from edgepacs.model import UID, Arrival, Origin, Outcome, Receipt, uid
 from edgepacs.store import Store, disposal
 from edgepacs.store.instances import Draft
@@ -79,6 +85,9 @@ class Intake:
 
     def _draft(self) -> Draft:
         attributes, pixel_offset = self._scanner.finish(self._arrival)
+        asked = self._arrival.study_instance_uid
+        if asked and attributes.study_instance_uid != asked:
+            raise DatasetMismatch("Study Instance UID (0020,000D): not of the study asked for")
         return Draft(
             arrival=self._arrival,
             attributes=attributes,
@@ -96,7 +105,8 @@ class Intake:
 
 
 def _intake(store: Store, arrival: Arrival) -> Intake:
-    if not store.config.compression.before_ack:
+    # Nobody waits for the answer to what was fetched: it is compressed behind it.
+    if not store.config.compression.before_ack or arrival.origin is Origin.PREFETCH:
         return Intake(store, arrival)
     # Only who asks for it loads the codecs: a receiver without them is half as large.
     from edgepacs.custody.early import EarlyIntake  # noqa: PLC0415
@@ -136,6 +146,15 @@ def import_part10(store: Store, stream: Readable, *, source: str) -> Receipt:
 
     Raises InvalidValue when it is not one, and as `receive`.
     """
+    arrival, fragments = opened_part10(stream, origin=Origin.IMPORT, source=source)
+    with store.vault.writing():
+        return receive(store, arrival, fragments)
+
+
+def opened_part10(
+    stream: Readable, *, origin: Origin, source: str
+) -> tuple[Arrival, Iterator[bytes | memoryview]]:
+    """What a DICOM file holds, as `receive` takes it; raises InvalidValue when it is none."""
     head = b""
     while len(head) < _BLOCK and (more := stream.read(_BLOCK - len(head))):
         head += more
@@ -148,12 +167,11 @@ def import_part10(store: Store, stream: Readable, *, source: str) -> Receipt:
         sop_class_uid=uid(scanner.sop_uid(0x00080016), "SOP Class UID (0008,0016)"),
         sop_instance_uid=uid(scanner.sop_uid(0x00080018), "SOP Instance UID (0008,0018)"),
         transfer_syntax_uid=syntax,
-        origin=Origin.IMPORT,
+        origin=origin,
         source=source,
     )
     rest = iter(lambda: stream.read(_BLOCK), b"")
-    with store.vault.writing():
-        return receive(store, arrival, chain([memoryview(head)[start:]], rest))
+    return arrival, chain([memoryview(head)[start:]], rest)
 
 
 def _file_meta(head: bytes) -> tuple[dict[int, bytes], int]:

@@ -203,15 +203,20 @@ def part10(
     Without `accepted` it comes as it was received.
     """
     going = outgoing(store, instance, accepted or {instance.received_syntax_uid}, lossy=lossy)
+    yield file_head(instance.sop_class_uid, going.sop_instance_uid, going.transfer_syntax_uid)
+    yield from going.chunks
+
+
+def file_head(sop_class_uid: UID, sop_instance_uid: UID, transfer_syntax_uid: UID) -> bytes:
+    """What stands before a data set in a DICOM file: preamble and meta information (PS3.10 7.1)."""
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\0\1"
-    meta.MediaStorageSOPClassUID = pydicom_uid.UID(instance.sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = pydicom_uid.UID(going.sop_instance_uid)
-    meta.TransferSyntaxUID = pydicom_uid.UID(going.transfer_syntax_uid)
+    meta.MediaStorageSOPClassUID = pydicom_uid.UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = pydicom_uid.UID(sop_instance_uid)
+    meta.TransferSyntaxUID = pydicom_uid.UID(transfer_syntax_uid)
     meta.ImplementationClassUID = pydicom_uid.UID(CLASS_UID)
     meta.ImplementationVersionName = VERSION
     head = DicomBytesIO()
     head.write(bytes(128) + b"DICM")
     write_file_meta_info(head, meta)
-    yield head.getvalue()
-    yield from going.chunks
+    return head.getvalue()

@@ -6,12 +6,12 @@ another.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 from edgepacs.clock import monotonic
 from edgepacs.dimse import pdu, status
@@ -85,6 +85,9 @@ class Agreement:
     implementation_class_uid: str = ""
     implementation_version: str = ""
     max_pdu_length: int = DEFAULT_MAX_LENGTH
+
+
+_Event = TypeVar("_Event", Response, Message | Response)
 
 
 class _Released(Exception):
@@ -176,6 +179,24 @@ class Association:
                 self._fail(error)
                 raise
             yield message
+
+    def listen(self, seconds: float) -> Message | None:
+        """The next request, None when none begins to come within `seconds` or the peer releases.
+
+        For the side that otherwise asks: a storage commitment report may come to it (PS3.4 J.3.3).
+        Raises as `messages` does.
+        """
+        read = bool(self._early) or self._at < len(self._body)
+        if not self.is_open or not (read or self._line.waiting(seconds)):
+            return None
+        try:
+            return self._next_request()
+        except _Released:
+            self._answer_release()
+            return None
+        except EdgePacsError as error:
+            self._fail(error)
+            raise
 
     def _next_request(self) -> Message:
         if self._early:
@@ -275,6 +296,26 @@ class Association:
         `data` is the data set in the transfer syntax of the context, in pieces of any size; it
         is sent while it is read. Whatever `data` raises aborts the association and is raised.
         """
+        return self.begin_store(
+            context_id,
+            sop_class_uid,
+            sop_instance_uid,
+            data,
+            priority=priority,
+            originator=originator,
+        )()
+
+    def begin_store(
+        self,
+        context_id: int,
+        sop_class_uid: UID,
+        sop_instance_uid: UID,
+        data: Iterable[bytes | memoryview],
+        *,
+        priority: Priority = Priority.MEDIUM,
+        originator: MoveOriginator | None = None,
+    ) -> Callable[[], StoreResponse]:
+        """Send one instance as `store` does; what is returned waits for the answer."""
         elements: dict[int, Value] = {
             Element.AFFECTED_SOP_CLASS_UID: sop_class_uid,
             Element.COMMAND_FIELD: Field.C_STORE_RQ,
@@ -284,8 +325,13 @@ class Association:
         if originator is not None:
             elements[Element.MOVE_ORIGINATOR] = originator.ae_title
             elements[Element.MOVE_ORIGINATOR_MESSAGE_ID] = originator.message_id
-        answer = self._one_answer(self.ask(context_id, elements, data))
-        return StoreResponse(answer.status, answer.command.comment)
+        responses = self.ask(context_id, elements, data)
+
+        def answer() -> StoreResponse:
+            final = self._one_answer(responses)
+            return StoreResponse(final.status, final.command.comment)
+
+        return answer
 
     def ask(
         self,
@@ -297,6 +343,29 @@ class Association:
 
         Message ID and data set type are filled in. Sending happens before this returns.
         """
+        self._request(context_id, elements, data)
+        return self._until_final(self._message_id, self._next_response)
+
+    def converse(
+        self,
+        context_id: int,
+        elements: Mapping[int, Value],
+        data: Iterable[bytes | memoryview] | None = None,
+    ) -> Iterator[Message | Response]:
+        """As `ask`, yielding the peer's own requests among the responses, as they come.
+
+        Each is to be answered before the next is asked for: the C-STORE sub-operations of a C-GET
+        arrive so (PS3.7 9.1.3). What is left unread of one is dropped.
+        """
+        self._request(context_id, elements, data)
+        return self._until_final(self._message_id, self._next_of_either)
+
+    def _request(
+        self,
+        context_id: int,
+        elements: Mapping[int, Value],
+        data: Iterable[bytes | memoryview] | None,
+    ) -> None:
         self._message_id = self._message_id % _MESSAGE_IDS + 1
         whole = {
             **elements,
@@ -304,7 +373,10 @@ class Association:
             Element.DATA_SET_TYPE: NO_DATA_SET if data is None else DATA_SET,
         }
         self._send(context_id, whole, data)
-        return self._responses(self._message_id)
+
+    def keep_unsent(self, size: int) -> None:
+        """Let the kernel hold no more than about `size` bytes that are not sent yet."""
+        self._line.keep_unsent(size)
 
     def cancel(self, context_id: int, message_id: int) -> None:
         """Send a C-CANCEL of our request `message_id` (PS3.7 9.3.2.3)."""
@@ -320,29 +392,44 @@ class Association:
         """Message ID of the request asked last."""
         return self._message_id
 
-    def _responses(self, message_id: int) -> Iterator[Response]:
+    def _until_final(self, message_id: int, following: Callable[[int], _Event]) -> Iterator[_Event]:
+        """What `following` reads, up to the final response."""
         while True:
             try:
-                response = self._next_response(message_id)
+                event = following(message_id)
             except _Released:
                 self._answer_release()
                 raise AssociationClosed("released by the peer instead of an answer") from None
             except EdgePacsError as error:
                 self._fail(error)
                 raise
-            yield response
-            if status.lookup(response.status).category is not status.Category.PENDING:
-                return
+            yield event
+            if isinstance(event, Response):
+                kind = status.lookup(event.status).category
+                if kind is not status.Category.PENDING:
+                    return
 
     def _next_response(self, message_id: int) -> Response:
         while True:
             context, command = self._receive_command(self._limits.response, "a response")
-            if not command.field & RESPONSE:
-                self._keep_early(context, command)
-            elif command.responded_message_id != message_id:
-                raise ProtocolError(command.name, "answers nothing that was asked")
-            else:
-                return Response(command=command, data=self._whole_data())
+            if command.field & RESPONSE:
+                return self._answering(command, message_id)
+            self._keep_early(context, command)
+
+    def _next_of_either(self, message_id: int) -> Message | Response:
+        while not self._early:
+            context, command = self._receive_command(self._limits.response, "a response")
+            if command.field & RESPONSE:
+                return self._answering(command, message_id)
+            if command.field != Field.C_CANCEL_RQ:
+                return Message(context, command, self._data)
+            self._count_cancel()
+        return self._early.popleft()
+
+    def _answering(self, command: Command, message_id: int) -> Response:
+        if command.responded_message_id != message_id:
+            raise ProtocolError(command.name, "answers nothing that was asked")
+        return Response(command=command, data=self._whole_data())
 
     @staticmethod
     def _one_answer(responses: Iterator[Response]) -> Response:

@@ -18,6 +18,7 @@ from edgepacs.dimse.faults import (
     PeerTimedOut,
     ProtocolError,
 )
+from edgepacs.dimse.guard import guard
 from edgepacs.dimse.implementation import CLASS_UID, VERSION
 from edgepacs.dimse.items import (
     DEFAULT_ROLES,
@@ -27,6 +28,7 @@ from edgepacs.dimse.items import (
     ProposedContext,
     Roles,
     RoleSelection,
+    UserIdentity,
     UserInformation,
 )
 from edgepacs.dimse.line import Limits, Line
@@ -39,7 +41,7 @@ _TRANSIENT = 2  # result rejected-transient (PS3.8 9.3.4)
 _SMALLEST_PDU = 128
 
 
-def request(
+def request(  # noqa: PLR0913  who asks whom, for what, and how
     host: str,
     port: int,
     *,
@@ -48,15 +50,17 @@ def request(
     contexts: Sequence[ProposedContext],
     limits: Limits,
     tls: ssl.SSLContext | None = None,
+    identity: UserIdentity | None = None,
     connect_timeout: float = 10.0,
 ) -> Association:
     """Open an association; contexts without an ID get one, in their order: 1, 3, 5 ...
 
+    `identity` is who our user is (PS3.7 D.3.3.7); a peer that does not ask for it ignores it.
     `connect_timeout` (seconds) bounds the connection and again the TLS handshake. Raises
     PeerUnreachable, PeerRefused (also when no context was accepted), ProtocolError, and
     InvalidValue for more than 128 contexts.
     """
-    proposal = _propose(calling, called, contexts, limits)
+    proposal = _propose(calling, called, contexts, limits, identity)
     encoded = pdu.encode_associate_request(proposal)
     sock = _connect(host, port, tls, connect_timeout)
     line = Line(sock, limits)
@@ -77,7 +81,11 @@ def request(
 
 
 def _propose(
-    calling: AETitle, called: AETitle, contexts: Sequence[ProposedContext], limits: Limits
+    calling: AETitle,
+    called: AETitle,
+    contexts: Sequence[ProposedContext],
+    limits: Limits,
+    identity: UserIdentity | None,
 ) -> AssociateRequest:
     numbered = _numbered(contexts)
     information = UserInformation(
@@ -87,6 +95,7 @@ def _propose(
         roles=_roles(numbered),
         extended=_extended(numbered),
         common=_common(numbered),
+        identity=identity,
     )
     return AssociateRequest(
         called_ae=called, calling_ae=calling, contexts=numbered, user_information=information
@@ -131,6 +140,7 @@ def _connect(
         sock = socket.create_connection((host, port), connect_timeout)
     except OSError as error:
         raise PeerUnreachable(f"cannot connect: {_connect_words(error)}") from error
+    guard(sock)
     if tls is None:
         return sock
     try:

@@ -5,19 +5,19 @@ go, or prepare it so. Not known means: ask, by proposing it. Nothing is given up
 learnt another day: only where one association has just refused every way there is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from edgepacs.clock import wall_ms
 from edgepacs.custody.outgoing import NotOffered, writable
-from edgepacs.dimse import Association
 from edgepacs.dimse.contexts import STORAGE_SOP_CLASSES
 from edgepacs.dimse.requestor import CONTEXTS_MAX
 from edgepacs.errors import EdgePacsError, NotFound, Tampered
 from edgepacs.forward.converter import ConverterBroke, Order
-from edgepacs.forward.workshop import Prepared, Workshop
+from edgepacs.forward.workshop import Bench, Prepared
 from edgepacs.model import UID, DeliveryState
+from edgepacs.pixels.description import EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from edgepacs.pixels.lossy import JPEG_2000_LOSSY, JPEG_BASELINE
 from edgepacs.pixels.syntaxes import syntax
 from edgepacs.store import Store, deliveries, terms
@@ -26,17 +26,23 @@ from edgepacs.store.claims import Claim
 FRESH_MS = 24 * 60 * 60 * 1000  # for so long a refusal is not asked about again
 TRIES = 3  # of converting an instance on which the converter breaks
 _LOSSY = (UID(JPEG_BASELINE), UID(JPEG_2000_LOSSY))
+_NATIVE = (UID(EXPLICIT_LITTLE), UID(IMPLICIT_LITTLE))
+_NATIVE = (UID(EXPLICIT_LITTLE), UID(IMPLICIT_LITTLE))
 Pair = tuple[UID, UID]
 """A SOP class and a transfer syntax: what one presentation context is proposed with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one attempt, in words a technologist understands."""
+    """What came of one attempt, in words a technologist understands.
+
+    `delay_ms` is how long a peer asked to be left alone, 0 where it did not.
+    """
 
     state: DeliveryState
     words: str
     proof: str = deliveries.RESPONSE
+    delay_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +61,14 @@ class _Way(Enum):
 
 
 class Batch:
-    """The claims of one round and what becomes of them."""
+    """The claims a lane has and what becomes of them; for the thread of the lane."""
 
     def __init__(
-        self, store: Store, destination: int, claims: Sequence[Claim], workshop: Workshop
+        self, store: Store, destination: int, claims: Iterable[Claim], bench: Bench
     ) -> None:
         self._store = store
         self._destination = destination
-        self._workshop = workshop
+        self._workshop = bench
         self._quality = terms.lossy_quality(store.db, destination)
         known = terms.acceptances(store.db, destination)
         self._known: dict[Pair, bool] = {
@@ -80,6 +86,14 @@ class Batch:
         self._why_not: dict[int, str] = {}  # of deliveries nothing known to be accepted suits
         self.waiting = list(claims)
 
+    def add(self, claims: Iterable[Claim]) -> None:
+        """More to do."""
+        self.waiting.extend(claims)
+
+    def close(self) -> None:
+        """There is nothing more to do for this lane."""
+        self._workshop.leave()
+
     # --- before an association -----------------------------------------------------------------
 
     def await_first(self) -> None:
@@ -94,8 +108,11 @@ class Batch:
     def _can_leave(self, claim: Claim) -> bool:
         return self._way(claim) is not _Way.PREPARE
 
-    def proposals(self) -> list[Pair]:
-        """What to propose: first what is stored, then what else each claim could go in."""
+    def proposals(self, coming: Iterable[Pair] = (), most: int = CONTEXTS_MAX) -> list[Pair]:
+        """What to propose: first what is stored, then what else each claim could go in.
+
+        Then what those that are `coming` after them are stored in, unless it was refused.
+        """
         pairs = dict.fromkeys((one.sop_class_uid, one.transfer_syntax_uid) for one in self.waiting)
         for claim in self.waiting:
             way = self._way(claim)
@@ -106,21 +123,39 @@ class Batch:
                 refused = self._known.get(pair) is False and pair in self._fresh
                 if way is _Way.ASK or not refused:
                     pairs.setdefault(pair)
-        return list(pairs)[:CONTEXTS_MAX]
+        for pair in coming:
+            if self._known.get(pair) is not False:
+                pairs.setdefault(pair)
+        return list(pairs)[:most]
 
     # --- with an association -------------------------------------------------------------------
 
-    def learn(self, proposed: Sequence[Pair], association: Association | None) -> None:
-        """Take the answers of an association; None where it accepted nothing at all."""
-        answers = {
-            pair: association is not None and association.accepted(*pair) is not None
-            for pair in proposed
-        }
+    def learn(self, proposed: Sequence[Pair], accepted: Collection[Pair]) -> None:
+        """Take the answers of a peer: which of those `proposed` it has `accepted`."""
+        answers = {pair: pair in accepted for pair in proposed}
         terms.learn(self._store.db, self._destination, answers)
         self._known.update(answers)
         self._fresh.update(answers)
         self._asked = set(answers)
         self._open = frozenset(pair for pair, accepted in answers.items() if accepted)
+
+    def presume(self, refused: Collection[Pair]) -> bool:
+        """Where a peer answers only to what it is sent: take for accepted what was not `refused`.
+
+        What it refused another day is tried once more. Whether that changes anything.
+        """
+        news: set[Pair] = set()
+        for claim in self.waiting:
+            stored = (claim.sop_class_uid, claim.transfer_syntax_uid)
+            if self._known.get(stored) is False and stored not in self._fresh:
+                news.add(stored)
+            if self._way(claim) is _Way.ASK:
+                news |= {stored, *((claim.sop_class_uid, one) for one in self._others(claim))}
+        news = {pair for pair in news if pair not in refused and not self._known.get(pair)}
+        self._known.update(dict.fromkeys(news, True))
+        self._asked = set(refused)
+        self._open = frozenset(pair for pair, accepted in self._known.items() if accepted)
+        return bool(news)
 
     def closed(self) -> None:
         """The association has ended."""
@@ -193,8 +228,11 @@ class Batch:
         try:
             self._workshop.take(order)
         except NotOffered as error:
-            self._why_not[claim.id] = str(error)
             self._workshop.done_with(order)
+            if self._wish(claim):  # what cannot go as it was wished goes as it would without
+                self._plain.add(claim.id)
+            else:
+                self._why_not[claim.id] = str(error)
             return self._verdict(claim)
         except EdgePacsError as error:
             return _failed(claim, error)
@@ -203,11 +241,11 @@ class Batch:
     def _way(self, claim: Claim) -> _Way:
         if claim.id in self._why_not:
             return self._ask_or(_Way.NONE, claim)
-        if self._loses(claim):
-            lossy = [self._known.get((claim.sop_class_uid, one)) for one in _LOSSY]
-            if any(lossy):
+        if wish := self._wish(claim):
+            taken = [self._known.get((claim.sop_class_uid, one)) for one in wish]
+            if any(taken):
                 return _Way.PREPARE
-            if None in lossy:
+            if None in taken:
                 return _Way.ASK
         stored = self._known.get((claim.sop_class_uid, claim.transfer_syntax_uid))
         if stored is not False:
@@ -220,8 +258,22 @@ class Batch:
         stored = (claim.sop_class_uid, claim.transfer_syntax_uid)
         return otherwise if asked and stored in self._asked else _Way.ASK
 
+    def _wish(self, claim: Claim) -> tuple[UID, ...]:
+        """The transfer syntaxes it is to go in rather than as it stands; none for no such wish."""
+        row = syntax(claim.transfer_syntax_uid)
+        if claim.id in self._plain or row is None or row.decoder is None:
+            return ()
+        if self._quality_of(claim) and claim.frames:
+            return _LOSSY
+        wants_other = claim.send_as == "native" and claim.transfer_syntax_uid not in _NATIVE
+        return _NATIVE if wants_other else ()
+
+    def _quality_of(self, claim: Claim) -> int:
+        """By what quality it loses something, 0 for not: as its rule says, or its destination."""
+        return int(claim.send_as.partition(":")[2] or 0) if claim.send_as else self._quality
+
     def _loses(self, claim: Claim) -> bool:
-        return bool(self._quality and claim.frames) and claim.id not in self._plain
+        return self._wish(claim) == _LOSSY
 
     def _others(self, claim: Claim) -> list[UID]:
         """The transfer syntaxes besides the stored one that a claim might go in."""
@@ -238,13 +290,14 @@ class Batch:
     def _accepted(self, claim: Claim) -> frozenset[UID]:
         """The transfer syntaxes known to be accepted for a claim, the stored one included."""
         every = [claim.transfer_syntax_uid, *self._others(claim)]
-        return frozenset(one for one in every if self._known.get((claim.sop_class_uid, one)))
+        taken = frozenset(one for one in every if self._known.get((claim.sop_class_uid, one)))
+        return (taken.intersection(_NATIVE) if self._wish(claim) == _NATIVE else None) or taken
 
     def _order(self, claim: Claim) -> Order | None:
         accepted = self._accepted(claim)
         if not accepted:
             return None
-        quality = self._quality if self._loses(claim) else 0
+        quality = self._quality_of(claim) if self._loses(claim) else 0
         return Order(claim.instance, claim.object_id, accepted, quality)
 
     def _orders(self) -> dict[int, Order]:

@@ -1,109 +1,203 @@
-"""The DIMSE transport: one association that carries a batch of deliveries to one destination."""
+"""The DIMSE transport: associations that carry a job's instances to one destination by C-STORE."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import NamedTuple
 
+from edgepacs.clock import monotonic
 from edgepacs.custody.outgoing import outgoing
-from edgepacs.dimse import Association, Limits, NoContextAccepted, ProposedContext, request
-from edgepacs.dimse.contexts import VERIFICATION
+from edgepacs.dimse import Association, Limits, NoContextAccepted
+from edgepacs.dimse.message import StoreResponse
 from edgepacs.dimse.status import lookup
-from edgepacs.errors import EdgePacsError, NotFound, PeerError, Tampered
-from edgepacs.forward.batch import Pair, Parcel, Verdict
+from edgepacs.errors import EdgePacsError, NotFound, PeerError, StorageFault, Tampered
+from edgepacs.forward.batch import Parcel, Verdict
+from edgepacs.forward.dial import LIMITS, open_association
+from edgepacs.forward.dial import echo as echo  # noqa: PLC0414  one of the two ways of a transport
+from edgepacs.forward.job import Job
 from edgepacs.model import UID, DeliveryState
 from edgepacs.pixels.syntaxes import syntax
-from edgepacs.store import Store, deliveries, instances
+from edgepacs.store import claims, deliveries, instances
 from edgepacs.store.claims import Claim
 from edgepacs.store.deliveries import LOSSY_RESPONSE, RESPONSE
-from edgepacs.store.destinations import Destination
+from edgepacs.telemetry import failpoint
 
-IMPLICIT_VR_LE = "1.2.840.10008.1.2"
-CONNECT_SECONDS = 10.0
-_LIMITS = Limits()
+LINGER_SECONDS = 2.0  # how long an association is kept open for what is new
+COMING = 200  # queued instances whose presentation contexts are proposed ahead
+_UNSENT_LEAST, _UNSENT_MOST = 16_384, 262_144  # bytes the kernel may hold unsent
+_UNSENT_SECONDS = 0.5  # of the measured rate, likewise
 
 
-def open_association(
-    store: Store, destination: Destination, proposed: Sequence[Pair]
-) -> Association:
-    """An association with one presentation context per pair of SOP class and transfer syntax.
+# --- carrying a job ----------------------------------------------------------------------------
 
-    Several transfer syntaxes in one context would leave the choice to the peer (PS3.8 9.3.3.2).
-    Raises PeerUnreachable, PeerRefused.
+
+def carry(job: Job) -> None:
+    """Send in one association what a job holds, and what it is filled up with meanwhile.
+
+    Raises PeerError where the line or the peer ends it.
     """
-    return _request(store, destination, proposed)
-
-
-def echo(store: Store, destination: Destination) -> None:
-    """C-ECHO a destination; raises PeerUnreachable, PeerRefused, PeerError."""
-    verification = [(UID(VERIFICATION), UID(IMPLICIT_VR_LE))]
+    coming = claims.coming(job.store.db, job.destination.id, COMING)
+    own = job.prover.contexts
+    proposed = job.batch.proposals(coming, job.width.contexts - len(own))
+    begun = monotonic()
     try:
-        with _request(store, destination, verification) as association:
-            status = association.echo()
+        association = open_association(job.store, job.destination, proposed, own, _limits(job))
     except NoContextAccepted:
-        return  # it answers, and knows us; that it offers no Verification keeps nothing from it
-    if status:
-        raise PeerError(f"the destination answered C-ECHO with status {status:04X}")
+        job.batch.learn(proposed, ())
+        job.settle()
+        return
+    job.opened(association, monotonic() - begun)
+    with ExitStack() as ending:
+        ending.callback(job.ended)
+        ending.enter_context(association)
+        accepted = {pair for pair in proposed if association.accepted(*pair) is not None}
+        job.batch.learn(proposed, accepted)
+        job.settle()
+        if _Sending(job, association).run():
+            job.prove(association)
 
 
-def _request(
-    store: Store, destination: Destination, wanted: Iterable[tuple[UID, UID]]
-) -> Association:
-    return request(
-        destination.host,
-        destination.port,
-        calling=store.config.node.ae_title,
-        called=destination.ae_title,
-        contexts=[
-            ProposedContext(abstract_syntax=sop_class, transfer_syntaxes=(syntax,))
-            for sop_class, syntax in wanted
-        ],
-        limits=_LIMITS,
-        connect_timeout=CONNECT_SECONDS,
-    )
+def _limits(job: Job) -> Limits:
+    longest = min(LIMITS.send_pdu_length, max(job.pace.write_bytes, _UNSENT_LEAST))
+    if job.width.alone:
+        return replace(LIMITS, send_pdu_length=longest)
+    # Who does not answer soon while others are served takes no more of them.
+    return replace(LIMITS, send_pdu_length=longest, artim=job.width.patience)
 
 
-def send(store: Store, association: Association, parcel: Parcel) -> Verdict | None:
-    """Send one claimed instance, in constant memory (PS3.4 B.2.3); None where it cannot go now.
+class _Ready(NamedTuple):
+    """A parcel with all that is needed to send it at once."""
 
-    That is so when it was rewritten at rest since it was claimed, into a transfer syntax that
-    was not proposed. Raises PeerError when the association broke before the destination answered.
-    """
-    claim = parcel.claim
-    try:
-        found = _data_set(store, association, parcel)
-        if found is None:
-            return None
-        uid, sop, pieces = found
-        context = association.accepted(claim.sop_class_uid, uid)
-        assert context is not None
-        response = association.store(context, claim.sop_class_uid, sop, pieces)
-    except PeerError:
-        raise
-    except (Tampered, NotFound) as error:
-        return Verdict(DeliveryState.FAILED, f"{deliveries.NOT_SENT}{error}")
-    except EdgePacsError as error:
-        return Verdict(DeliveryState.QUEUED, f"{deliveries.NOT_SENT}{error}")
-    proof = RESPONSE if sop == claim.sop_instance_uid else LOSSY_RESPONSE
-    return _judged(response.status, response.comment, _sent_as(claim, uid), proof)
+    claim: Claim
+    context: int
+    syntax: UID
+    sop_instance: UID
+    pieces: Iterator[bytes]
 
 
-def _data_set(
-    store: Store, association: Association, parcel: Parcel
-) -> tuple[UID, UID, Iterator[bytes]] | None:
-    """Transfer syntax, SOP Instance UID and bytes of what is to be sent.
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """Sends one instance after the other; the next is made ready while an answer is awaited."""
 
-    What was compressed at rest since it was claimed still goes as it was received.
-    """
-    if prepared := parcel.prepared:
-        return prepared.transfer_syntax_uid, prepared.sop_instance_uid, prepared.pieces()
-    row = instances.instance(store.db, parcel.claim.instance)
-    possible = {
-        one
-        for one in (row.transfer_syntax_uid, row.received_syntax_uid)
-        if association.accepted(row.sop_class_uid, one) is not None
-    }
-    if not possible:
+    job: Job
+    association: Association
+
+    def run(self) -> int:
+        """Send until there is nothing more for this association; how many were sent."""
+        sent = 0
+        ready = self._next(LINGER_SECONDS)
+        while ready is not None:
+            following = None
+            if self.job.may_leave(ready.claim):
+                following = self._send(ready)
+                sent += 1
+            ready = following or self._next(LINGER_SECONDS)
+        return sent
+
+    def _next(self, seconds: float) -> _Ready | None:
+        while self.association.is_open and (parcel := self.job.next(seconds)):
+            if ready := self._ready(parcel):
+                return ready
         return None
-    going = outgoing(store, row, possible)
-    return going.transfer_syntax_uid, going.sop_instance_uid, going.chunks
+
+    def _ready(self, parcel: Parcel) -> _Ready | None:
+        """Open it and read its first piece; what cannot be read is settled here."""
+        claim = parcel.claim
+        try:
+            found = self._data_set(parcel)
+            if found is None:
+                self.job.give_back(claim, "rewritten before its turn")
+                return None
+            uid, sop, pieces = found
+            first = next(pieces, b"")
+        except EdgePacsError as error:
+            self._unreadable(claim, error)
+            return None
+        context = self.association.accepted(claim.sop_class_uid, uid)
+        assert context is not None
+        return _Ready(claim, context, uid, sop, chain((first,), pieces))
+
+    def _data_set(self, parcel: Parcel) -> tuple[UID, UID, Iterator[bytes]] | None:
+        """Transfer syntax, SOP Instance UID and bytes of what is to be sent.
+
+        What was compressed at rest since it was claimed still goes as it was received; None
+        where it was rewritten into a transfer syntax that was not proposed.
+        """
+        if prepared := parcel.prepared:
+            return prepared.transfer_syntax_uid, prepared.sop_instance_uid, prepared.pieces()
+        row = instances.instance(self.job.store.db, parcel.claim.instance)
+        possible = {
+            one
+            for one in (row.transfer_syntax_uid, row.received_syntax_uid)
+            if self.association.accepted(row.sop_class_uid, one) is not None
+        }
+        if not possible:
+            return None
+        going = outgoing(self.job.store, row, possible)
+        return going.transfer_syntax_uid, going.sop_instance_uid, going.chunks
+
+    def _unreadable(self, claim: Claim, error: EdgePacsError) -> None:
+        """Our own copy is the problem, which the next association cannot help."""
+        if isinstance(error, StorageFault):
+            raise error
+        lost = isinstance(error, Tampered | NotFound)
+        state = DeliveryState.FAILED if lost else DeliveryState.QUEUED
+        self.job.finish(claim, Verdict(state, f"{deliveries.NOT_SENT}{error}"))
+
+    def _send(self, ready: _Ready) -> _Ready | None:
+        """Send one instance, in constant memory (PS3.4 B.2.3); the next one, where there is one.
+
+        Raises PeerError when the association broke before the destination answered.
+        """
+        claim, job = ready.claim, self.job
+        self.association.keep_unsent(_unsent(job))
+        following = None
+        with job.under_way(claim) as clock, job.pace.sending():
+            try:
+                answer = self._begin(ready)
+                if answer is None:
+                    return None
+                clock.handed()
+                following = self._next(0.0)
+                response = answer()
+            except PeerError as error:
+                if following is not None:
+                    job.give_back(following.claim, f"the line broke before its turn: {error}")
+                job.broke(claim, error, clock.seconds)
+                raise
+            clock.answered(claim.byte_length)
+        failpoint("forward.sent")
+        job.link.worked()
+        proof = RESPONSE if ready.sop_instance == claim.sop_instance_uid else LOSSY_RESPONSE
+        manner = _sent_as(claim, ready.syntax)
+        job.finish(claim, judged(response.status, response.comment, manner, proof))
+        return following
+
+    def _begin(self, ready: _Ready) -> Callable[[], StoreResponse] | None:
+        """Send it; what then waits for the answer. None where it turns out to be unreadable."""
+        paced = self.job.pace.carry(ready.pieces, ready.claim.priority)
+        try:
+            return self.association.begin_store(
+                ready.context, ready.claim.sop_class_uid, ready.sop_instance, paced
+            )
+        except PeerError:
+            raise
+        except EdgePacsError as error:  # which has aborted the association
+            self._unreadable(ready.claim, error)
+            return None
+
+
+def _unsent(job: Job) -> int:
+    """Bytes the kernel may hold for one association: enough for the line, and little more.
+
+    What it holds can no longer give way to something urgent, and hides whether the line lives.
+    """
+    rate = job.pace.rate
+    if not rate:
+        return _UNSENT_MOST // 4
+    wanted = rate * max(_UNSENT_SECONDS, 1.5 * job.width.round_trip) / job.width.lanes
+    return int(min(max(wanted, _UNSENT_LEAST), _UNSENT_MOST))
 
 
 def _sent_as(claim: Claim, uid: UID) -> str:
@@ -112,7 +206,7 @@ def _sent_as(claim: Claim, uid: UID) -> str:
     return f", sent as {row.name}" if row and uid != claim.transfer_syntax_uid else ""
 
 
-def _judged(code: int, comment: str, manner: str = "", proof: str = RESPONSE) -> Verdict:
+def judged(code: int, comment: str, manner: str = "", proof: str = RESPONSE) -> Verdict:
     """A C-STORE status as a verdict: passing failures are tried again, permanent ones are not."""
     status = lookup(code)
     said = f" ({comment})" if comment else ""

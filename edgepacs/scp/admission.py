@@ -15,10 +15,16 @@ from edgepacs.dimse import (
     ProposedContext,
     Rejection,
 )
-from edgepacs.dimse.contexts import VERIFICATION, storage_answer
+from edgepacs.dimse.contexts import (
+    STORAGE_COMMITMENT_PUSH,
+    VERIFICATION,
+    native_answer,
+    storage_answer,
+)
+from edgepacs.dimse.items import Roles
 from edgepacs.model import AETitle, Service
 from edgepacs.scp.shares import Place, Shares
-from edgepacs.store import Store, peers
+from edgepacs.store import Store, destinations, peers, prefetches
 from edgepacs.store.incidents import Incident
 from edgepacs.store.peers import KnownAE
 
@@ -43,6 +49,8 @@ class Gate:
         self._known: KnownAE | None = None
         self._place: Place | None = None
         self.reason = ""  # why it was refused, for the list of refused callers
+        self._reports = False  # it is one of our destinations, whose reports are awaited
+        self._brings_priors = False  # it is one from which a C-MOVE of ours is under way
         self._full = ""  # which limits left no place
 
     def admit(self, request: AssociateRequest, peer: Peer) -> Rejection | None:
@@ -51,12 +59,8 @@ class Gate:
         if request.called_ae not in (node.ae_title, *node.aliases):
             self.reason = WRONG_CALLED
             return CALLED_AE_UNKNOWN
-        known = peers.known_ae(self._store.db, AETitle(request.calling_ae))
+        known = self._recognised(AETitle(request.calling_ae), peer.host)
         if known is None:
-            self.reason = UNKNOWN_CALLER
-            return CALLING_AE_UNKNOWN
-        if not peers.is_at(known.host, peer.host):
-            self.reason = WRONG_HOST
             return CALLING_AE_UNKNOWN
         size = self._object_bytes(known)
         self._place = self._shares.take(known.title, known.max_associations, size)
@@ -68,6 +72,27 @@ class Gate:
         self._known = known
         self._services = frozenset(service for service in Service if known.may(service))
         return None
+
+    def _recognised(self, title: AETitle, host: str) -> KnownAE | None:
+        """Who calls; None, with the reason noted, for a stranger.
+
+        A destination may bring its storage commitment reports (PS3.4 J.3.3) and what we ask it to
+        send us by C-MOVE, whoever else it is.
+        """
+        known = peers.known_ae(self._store.db, title)
+        destination = destinations.caller(self._store.db, title, host)
+        self._reports = destination is not None
+        self._brings_priors = self._reports and prefetches.moving(self._store.db, title) is not None
+        if known is not None and peers.is_at(known.host, host):
+            return known
+        if destination is None:
+            self.reason = UNKNOWN_CALLER if known is None else WRONG_HOST
+        return destination
+
+    @property
+    def priors_only(self) -> bool:
+        """Whether what it stores must be what we have asked for by C-MOVE."""
+        return self._brings_priors and Service.STORE not in self._services
 
     @property
     def place(self) -> Place:
@@ -95,11 +120,30 @@ class Gate:
             self._place.leave()
 
     def context(self, proposed: ProposedContext) -> ContextAnswer:
-        """Storage and verification, as far as this caller may use them."""
-        verification = proposed.abstract_syntax == VERIFICATION
-        if (Service.ECHO if verification else Service.STORE) not in self._services:
+        """Storage and verification, as far as this caller may use them, and its reports."""
+        if proposed.abstract_syntax == STORAGE_COMMITMENT_PUSH:
+            return self._reports_answer(proposed)
+        if proposed.abstract_syntax == VERIFICATION:
+            allowed = Service.ECHO in self._services
+        else:
+            allowed = Service.STORE in self._services or self._brings_priors
+        if not allowed:
             return ContextAnswer(result=ContextResult.USER_REJECTION)
         return storage_answer(proposed)
+
+    def _reports_answer(self, proposed: ProposedContext) -> ContextAnswer:
+        """Storage commitment with roles reversed, for reports (PS3.4 J.3.3, PS3.7 D.3.3.4).
+
+        Who proposes to be SCU would ask us to commit, which is not offered. A destination that
+        says nothing of roles can only mean its reports: some leave the role selection out.
+        """
+        if proposed.roles is None and self._reports:
+            return native_answer(proposed)
+        if proposed.roles is None or not proposed.roles.scp:
+            return storage_answer(proposed)
+        if not self._reports and Service.COMMITMENT not in self._services:
+            return ContextAnswer(result=ContextResult.USER_REJECTION)
+        return native_answer(proposed, Roles(scu=False, scp=True))
 
     def note(self, rejection: AssociationRejected, host: str) -> None:
         """Record that a caller was refused; one refused for who it is is listed as well."""

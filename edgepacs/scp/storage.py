@@ -1,14 +1,25 @@
-"""The services behind one association: Verification (PS3.4 A) and Storage (PS3.4 B) as SCP."""
+"""The services behind one association: Verification (PS3.4 A) and Storage (PS3.4 B) as SCP.
+
+What destinations report about storage commitment goes to `commitment`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from edgepacs.custody import ingest
-from edgepacs.dimse import Association, Field, Message
-from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError
+from edgepacs.dimse import Association, Element, Field, Message
+from edgepacs.dimse.contexts import STORAGE_COMMITMENT_PUSH
+from edgepacs.errors import (
+    DatasetMismatch,
+    EdgePacsError,
+    InvalidValue,
+    NotAllowed,
+    PeerError,
+)
 from edgepacs.model import UID, AETitle, Arrival, Caller, Origin, uid
+from edgepacs.scp import commitment
 from edgepacs.scp.shares import Place
-from edgepacs.store import Store
+from edgepacs.store import Store, prefetches
 from edgepacs.store.incidents import Incident
 
 SUCCESS = 0x0000
@@ -19,8 +30,12 @@ UNRECOGNISED_OPERATION = 0x0211  # PS3.7 C.5.20
 class Attendant:
     """Serves the messages of one association, in order; what it takes in, in turns of its place."""
 
-    def __init__(self, store: Store, association: Association, place: Place) -> None:
+    def __init__(
+        self, store: Store, association: Association, place: Place, *, priors_only: bool = False
+    ) -> None:
+        """`priors_only`: it may bring what we asked for by C-MOVE, and store nothing else."""
         self._store = store
+        self._priors_only = priors_only
         self._association = association
         self._place = place
         agreement = association.agreement
@@ -40,6 +55,8 @@ class Attendant:
             if message.command.sop_class_uid != message.context.abstract_syntax:
                 # What was negotiated is what was allowed: a context for C-ECHO stores nothing.
                 self._association.respond(message, SOP_CLASS_NOT_SUPPORTED)
+            elif message.context.abstract_syntax == STORAGE_COMMITMENT_PUSH:
+                commitment.serve(self._store, self._association, message)
             elif message.command.field == Field.C_ECHO_RQ:
                 self._association.respond(message, SUCCESS)  # PS3.4 A.4
             elif message.command.field == Field.C_STORE_RQ:
@@ -84,13 +101,31 @@ class Attendant:
 
     def _arrival(self, message: Message) -> Arrival:
         command = message.command
-        return Arrival(
+        arrival = Arrival(
             sop_class_uid=uid(command.sop_class_uid, "Affected SOP Class UID (0000,0002)"),
             sop_instance_uid=uid(command.sop_instance_uid, "Affected SOP Instance UID (0000,1000)"),
             transfer_syntax_uid=UID(message.context.transfer_syntax),
             origin=Origin.MODALITY,
             source=self._association.calling_ae,
             caller=self._caller,
+        )
+        if command.text(Element.MOVE_ORIGINATOR).strip(" ") == self._store.config.node.ae_title:
+            return self._moved(arrival, command.number(Element.MOVE_ORIGINATOR_MESSAGE_ID))
+        if self._priors_only:
+            raise NotAllowed("C-STORE: only sub-operations of a C-MOVE of ours are taken from here")
+        return arrival
+
+    def _moved(self, arrival: Arrival, message_id: int) -> Arrival:
+        """A sub-operation of a C-MOVE of ours brings a prior, never something to be routed.
+
+        PS3.7 9.1.1.1: it names who asked, and by which message. What comes when nothing is asked
+        for any more is refused: as a modality's own it would be sent back to where it is from.
+        """
+        moving = prefetches.moving(self._store.db, self._caller.calling_ae, message_id)
+        if moving is None:
+            raise NotAllowed("C-STORE: belongs to no C-MOVE of ours that is under way")
+        return replace(
+            arrival, origin=Origin.PREFETCH, study_instance_uid=moving.study_instance_uid
         )
 
 

@@ -4,11 +4,12 @@
 anybody dials, so that a crash cannot hammer a peer. Every change of state runs through `shift`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepacs.clock import wall_ms
-from edgepacs.errors import Conflict, NotFound
+from edgepacs.errors import Conflict, InvalidValue, NotFound
 from edgepacs.model import (
     DELIVERY_TRANSITIONS,
     DeliveryKind,
@@ -24,34 +25,60 @@ from edgepacs.store.db import Transaction
 
 NOT_SENT = "not sent: "  # how the last error begins where our own copy could not be read
 RESPONSE = "response"  # the proof that a destination answered success
+COMMITTED_PROOF = "committed"  # an N-EVENT-REPORT said so
+FOUND = "found"  # by its own SOP Instance UID
+UNPROVABLE = "response; the destination offers no other proof"  # so nothing may be evicted
 LOSSY_RESPONSE = "response for a lossy copy"  # never a proof that the instance itself has arrived
 STAT = 100  # the priority of what a person sends at once
+PRIORITIES = range(-1000, 1001)
+NOT_LEFT = (
+    DeliveryState.QUEUED,
+    DeliveryState.HELD,
+    DeliveryState.FAILED,
+    DeliveryState.CANCELLED,
+)
 
 # Nothing of a study somebody stopped leaves, by whatever way it would come back into the queue.
-MAY_LEAVE = "COALESCE(study, 0) NOT IN (SELECT id FROM study WHERE state IN ('held', 'rejected'))"
-STILL_STANDS = "(kind != 'instance' OR subject IN (SELECT id FROM instance WHERE state = 'stored'))"
+MAY_LEAVE = (
+    "NOT EXISTS (SELECT 1 FROM study WHERE study.id = delivery.study "
+    "AND study.state IN ('held', 'rejected'))"
+)
+STILL_STANDS = (
+    "(kind != 'instance' OR EXISTS (SELECT 1 FROM instance WHERE instance.id = delivery.subject "
+    "AND instance.state = 'stored'))"
+)
 
 
-def add(
-    tx: Transaction,
-    instance: InstanceId,
-    study: StudyId,
-    destination: int,
-    priority: int,
-    reason: HoldReason | None,
-) -> None:
-    """Make one delivery, unless there is one; held for `reason` where one is given."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A delivery to be made: where to, how urgent, and whether it is held for a `reason`.
+
+    `send_as` is what a rule says of the transfer syntax, '' where it says nothing; `failover` the
+    rule in whose order of destinations it may move, None where it may not.
+    """
+
+    destination: int
+    priority: int = 0
+    reason: HoldReason | None = None
+    send_as: str = ""
+    failover: int | None = None
+
+
+def add(tx: Transaction, instance: InstanceId, study: StudyId, wanted: Wanted) -> None:
+    """Make one delivery, unless there is one."""
     now = wall_ms()
     tx.run(
         "INSERT INTO delivery (kind, subject, study, destination, state, hold_reason, priority, "
-        "created_ms, changed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        DeliveryKind.INSTANCE,
+        "send_as, failover, created_ms, changed_ms) VALUES ('instance', ?, ?, ?, ?, ?, ?, ?, ?, "
+        "?, ?) ON CONFLICT DO NOTHING",
         instance,
         study,
-        destination,
-        DeliveryState.HELD if reason else DeliveryState.QUEUED,
-        reason or "",
-        priority,
+        wanted.destination,
+        DeliveryState.HELD if wanted.reason else DeliveryState.QUEUED,
+        wanted.reason or "",
+        wanted.priority,
+        wanted.send_as,
+        wanted.failover,
         now,
         now,
     )
@@ -59,23 +86,31 @@ def add(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which deliveries an act is about; what is None does not narrow it."""
+    """Which deliveries an act is about; what is None, or an empty `among`, does not narrow it."""
 
     delivery: int | None = None
     study: int | None = None
     destination: int | None = None
+    state: DeliveryState | None = None
+    among: tuple[int, ...] = ()
 
     @property
     def where(self) -> str:
-        """The SQL condition for `values`."""
-        return (
-            "(?1 IS NULL OR id = ?1) AND (?2 IS NULL OR study = ?2) "
-            "AND (?3 IS NULL OR destination = ?3)"
-        )
+        """The SQL condition for `values`; names only what narrows it, so that an index serves."""
+        columns = ("id", "study", "destination")
+        terms = [
+            f"?{i} IS NULL" if value is None else f"{column} = ?{i}"
+            for i, (column, value) in enumerate(zip(columns, self.values, strict=True), start=1)
+        ]
+        if self.state is not None:
+            terms.append(f"state = '{self.state}'")
+        if self.among:
+            terms.append(f"id IN ({', '.join(str(int(number)) for number in self.among)})")
+        return " AND ".join(terms)
 
     @property
     def values(self) -> tuple[int | None, int | None, int | None]:
-        """The values `where` stands on."""
+        """The values `where` stands on: ?1 to ?3."""
         return (self.delivery, self.study, self.destination)
 
 
@@ -86,32 +121,53 @@ def shift(
     new: DeliveryState,
     *,
     actor: str,
-    extra: Mapping[str, str | int] = {},
+    extra: Mapping[str, str | int | None] = {},
     only: str = "1",
 ) -> int:
     """Move all selected deliveries that are in `old` to `new`, with one audit row; how many."""
     for state in old:
         require_transition(DELIVERY_TRANSITIONS[DeliveryKind.INSTANCE], state, new)
-    states = ", ".join(f"'{state}'" for state in old)
-    values = {**extra, "state": new, "changed_ms": wall_ms()}
+    now = wall_ms()
+    values = {**_times(old, new, now), **extra, "state": new, "changed_ms": now}
     columns = ", ".join(f"{name} = ?{i}" for i, name in enumerate(values, start=4))
+    few = "+" if selection.among else ""  # these are looked up, not all that are in `old`
     changed = tx.run(
         f"UPDATE delivery SET {columns} "  # noqa: S608  own names only
-        f"WHERE state IN ({states}) AND {only} AND {selection.where}",
+        f"WHERE {few}{_in(old)} AND {only} AND {selection.where}",
         *selection.values,
         *values.values(),
     )
     if changed:
-        kind, subject = _named(selection)
-        audit.record(
-            tx,
-            actor=actor,
-            act=f"delivery {new}",
-            kind=kind,
-            subject=subject,
-            detail=f"{changed} from {'|'.join(old)}",
-        )
+        _record(tx, selection, f"delivery {new}", f"{changed} from {'|'.join(old)}", actor)
     return changed
+
+
+def _in(states: Sequence[DeliveryState]) -> str:
+    """The condition that the state is one of `states`; of one alone a partial index may serve."""
+    if len(states) == 1:
+        return f"state = '{states[0]}'"
+    return f"state IN ({', '.join(repr(str(state)) for state in states)})"
+
+
+def _times(old: Sequence[DeliveryState], new: DeliveryState, now: int) -> dict[str, int]:
+    """When it left, and when that was proved."""
+    proved = new in (DeliveryState.COMMITTED, DeliveryState.CONFIRMED_BY_QUERY)
+    times = {"proved_ms": now} if proved else {}
+    if DeliveryState.SENDING in old and (proved or new is DeliveryState.SENT):
+        times["sent_ms"] = now
+    return times
+
+
+def _record(tx: Transaction, selection: Selection, act: str, detail: str, actor: str) -> None:
+    kind, subject = "delivery", None
+    for name in ("delivery", "study", "destination"):
+        number = getattr(selection, name)
+        if number is not None:
+            kind, subject = name, number
+            break
+    if selection.among:
+        detail = f"{detail}: {' '.join(map(str, selection.among))}"
+    audit.record(tx, actor=actor, act=act, kind=kind, subject=subject, detail=detail)
 
 
 def settle(tx: Transaction, selection: Selection) -> None:
@@ -134,14 +190,6 @@ def settle(tx: Transaction, selection: Selection) -> None:
         extra={"hold_reason": HoldReason.STUDY},
         only=f"NOT {MAY_LEAVE}",
     )
-
-
-def _named(selection: Selection) -> tuple[str, int | None]:
-    for kind in ("delivery", "study", "destination"):
-        number = getattr(selection, kind)
-        if number is not None:
-            return kind, number
-    return "delivery", None
 
 
 def hold(
@@ -200,6 +248,21 @@ def cancel(tx: Transaction, selection: Selection, *, actor: str) -> int:
     return shift(tx, selection, old, DeliveryState.CANCELLED, actor=actor, extra=extra)
 
 
+def prioritise(tx: Transaction, selection: Selection, priority: int, *, actor: str) -> int:
+    """Give what has not left another priority; of how many deliveries it changed."""
+    if priority not in PRIORITIES:
+        raise InvalidValue("priority", "not between -1000 and 1000")
+    changed = tx.run(
+        f"UPDATE delivery SET priority = ?4 WHERE {_in(NOT_LEFT)} "  # noqa: S608
+        f"AND priority != ?4 AND {selection.where}",
+        *selection.values,
+        priority,
+    )
+    if changed:
+        _record(tx, selection, "delivery priority", f"{changed} to {priority}", actor)
+    return changed
+
+
 def supersede(tx: Transaction, instance: InstanceId, *, actor: str) -> None:
     """Close the open deliveries of an instance another version has replaced."""
     open_states = [DeliveryState.QUEUED, DeliveryState.HELD, DeliveryState.FAILED]
@@ -238,8 +301,9 @@ def send_study(tx: Transaction, study: StudyId, destinations: Sequence[int], *, 
             "AND series IN (SELECT id FROM series WHERE study = ?) ORDER BY id",
             study,
         ):
-            add(tx, InstanceId(instance), study, destination, STAT, None)
+            add(tx, InstanceId(instance), study, Wanted(destination=destination, priority=STAT))
         selection = Selection(study=study, destination=destination)
+        _call_back(tx, selection, actor=actor)
         release(tx, selection, actor=actor)
         retry(tx, selection, actor=actor)
         tx.run(
@@ -257,3 +321,98 @@ def send_study(tx: Transaction, study: StudyId, destinations: Sequence[int], *, 
         )
     audit.record(tx, actor=actor, act="study sent", kind="study", subject=study)
     return queued
+
+
+def _call_back(tx: Transaction, selection: Selection, *, actor: str) -> None:
+    """What went elsewhere instead is wanted here as well; it moves no more of itself."""
+    old = [DeliveryState.SUPERSEDED]
+    extra: dict[str, str | int | None] = {"next_ms": 0, "last_error": "", "failover": None}
+    queued = DeliveryState.QUEUED
+    shift(tx, selection, old, queued, actor=actor, extra=extra, only=STILL_STANDS)
+
+
+# --- to another destination instead ------------------------------------------------------------
+
+MOVABLE = (DeliveryState.QUEUED, DeliveryState.HELD, DeliveryState.FAILED)
+_OUT = (DeliveryState.SUPERSEDED, DeliveryState.CANCELLED, DeliveryState.FAILED)
+OF_ITSELF = frozenset(
+    {
+        DeliveryState.QUEUED,
+        DeliveryState.SENDING,
+        DeliveryState.SENT,
+        DeliveryState.AWAITING_COMMITMENT,
+        DeliveryState.COMMITTED,
+        DeliveryState.CONFIRMED_BY_QUERY,
+        DeliveryState.SUPERSEDED,
+    }
+)
+"""In which states a delivery that is there already may take another's place without a person."""
+BY_PERSON = OF_ITSELF | {DeliveryState.HELD, DeliveryState.CANCELLED, DeliveryState.FAILED}
+
+_MAY_MOVE = f"""
+SELECT old.id, old.hold_reason, there.id, there.state
+FROM delivery AS old JOIN instance ON instance.id = old.subject
+LEFT JOIN delivery AS there
+  ON there.kind = old.kind AND there.subject = old.subject AND there.destination = ?1
+WHERE old.id IN (SELECT value FROM json_each(?2)) AND old.kind = 'instance'
+  AND old.{_in(MOVABLE)} AND old.destination != ?1 AND instance.state = 'stored'
+  AND instance.source != (SELECT ae_title FROM destination WHERE id = ?1)"""  # noqa: S608
+
+
+def move(
+    tx: Transaction,
+    numbers: Sequence[int],
+    destination: int,
+    *,
+    over: frozenset[DeliveryState],
+    words: str,
+    actor: str,
+) -> int:
+    """Let another destination have what has not left: each gets a delivery there in its place.
+
+    The old one is superseded, saying `words`. Where there is a delivery already it serves, if
+    its state is one of `over`; else nothing is done. Never back to where an instance came from.
+    How many moved.
+    """
+    found = tx.rows(_MAY_MOVE, destination, json.dumps(list(numbers)))
+    found = [row for row in found if row[3] is None or row[3] in over]
+    if not found:
+        return 0
+    tx.run(_MAKE_THERE, destination, json.dumps([row[0] for row in found if not row[2]]), wall_ms())
+    _revive(tx, [(row[0], row[2], row[1]) for row in found if row[3] in _OUT], actor=actor)
+    leaving = Selection(among=tuple(row[0] for row in found))
+    extra = {"last_error": words, "hold_reason": ""}
+    return shift(tx, leaving, MOVABLE, DeliveryState.SUPERSEDED, actor=actor, extra=extra)
+
+
+_MAKE_THERE = """
+INSERT INTO delivery (kind, subject, study, destination, state, hold_reason, priority, send_as,
+                      failover, created_ms, changed_ms)
+SELECT kind, subject, study, ?1, CASE WHEN reason = '' THEN 'queued' ELSE 'held' END, reason,
+       priority, send_as, failover, ?3, ?3
+FROM (SELECT *, CASE
+        WHEN state = 'held' THEN hold_reason
+        WHEN study IN (SELECT id FROM study WHERE state IN ('held', 'rejected')) THEN 'study'
+        ELSE '' END AS reason
+      FROM delivery WHERE id IN (SELECT value FROM json_each(?2)) ORDER BY id)"""
+
+_AS_BEFORE = """
+UPDATE delivery SET priority = MAX(delivery.priority, old.priority), send_as = old.send_as,
+                    failover = old.failover
+FROM delivery AS old WHERE old.id = ?1 AND delivery.id = ?2"""
+
+
+def _revive(tx: Transaction, pairs: Sequence[tuple[int, int, str]], *, actor: str) -> None:
+    """Queue again what is there; of `pairs` of old and new delivery, held as the old one was."""
+    if not pairs:
+        return
+    again = Selection(among=tuple(new for _, new, _ in pairs))
+    extra: dict[str, str | int] = {"next_ms": 0, "last_error": "", "hold_reason": ""}
+    shift(tx, again, _OUT, DeliveryState.QUEUED, actor=actor, extra=extra)
+    for old, new, _ in pairs:
+        tx.run(_AS_BEFORE, old, new)
+    for reason in HoldReason:
+        held = tuple(new for _, new, was in pairs if was == reason)
+        if held:
+            hold(tx, Selection(among=held), actor=actor, reason=reason)
+    settle(tx, again)

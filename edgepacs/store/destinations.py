@@ -1,5 +1,6 @@
 """Destinations: where instances are sent, how each is reached, what is known of the line to it."""
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +8,18 @@ from urllib.parse import urlsplit
 
 from edgepacs.clock import wall_ms
 from edgepacs.errors import Conflict, InvalidValue, NotFound
-from edgepacs.model import AETitle, Callback, LinkState, ProofWanted, ae_title
+from edgepacs.model import (
+    AETitle,
+    Callback,
+    LinkState,
+    PriorsBy,
+    ProofWanted,
+    Service,
+    ae_title,
+)
 from edgepacs.store import audit
 from edgepacs.store.db import Database, Transaction
-from edgepacs.store.peers import host_name, port_number
+from edgepacs.store.peers import AE_ASSOCIATIONS, KnownAE, host_name, is_at, port_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +27,8 @@ class Destination:
     """Where instances are sent, and what is known of the line to it.
 
     `lossy` is the quality of the images it is sent, 1 to 100; 0 for without loss (`terms`). The
-    fields after it are the columns of migration 0006, whose comments say what they mean.
+    fields after it are the columns of migrations 0006, 0009 and 0013, whose comments say what
+    they mean.
     """
 
     id: int
@@ -47,12 +57,18 @@ class Destination:
     monthly_mib: int
     hours: str
     least_priority: int
+    stat_mib: int
+    priors: PriorsBy = field(metadata={"make": PriorsBy})
+    priors_most: int
+    priors_mib: int
+    priors_years: int
 
 
 _DESTINATION = ", ".join(Destination.__slots__)
 
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
+_REPORT_SECONDS = 600  # what one report of a destination may take
 _TEXT_MOST = 64 * 1024  # bytes of one setting; a chain of certificates is shorter
 
 
@@ -87,10 +103,36 @@ def _pem(name: str, text: str) -> str:
 
 
 def _url(name: str, text: str) -> str:
-    parts = urlsplit(text)
-    if text and (parts.scheme not in ("https", "http") or not parts.hostname or parts.query):
-        raise InvalidValue(name, "not an address like https://pacs.example/dicom-web")
+    """An address of DICOMweb; plain HTTP stays within this machine, since it hides nothing."""
+    if not text:
+        return ""
+    like = "not an address like https://pacs.example/dicom-web"
+    try:
+        parts = urlsplit(text)
+        host, port = host_name(parts.hostname or ""), parts.port
+    except (ValueError, InvalidValue):
+        raise InvalidValue(name, like) from None
+    if parts.scheme not in ("https", "http") or parts.query or parts.fragment or port == 0:
+        raise InvalidValue(name, like)
+    if parts.username is not None:
+        raise InvalidValue(name, "credentials belong in token, or user_name and passcode")
+    if parts.scheme == "http" and not _within_this_machine(host):
+        raise InvalidValue(name, "plain HTTP would show patient data on the line: use https")
     return _text(name, text).rstrip("/")
+
+
+def _within_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _place(url: str) -> dict[str, str | int]:
+    """Host and port of an address, as columns."""
+    parts = urlsplit(url)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    return {"host": parts.hostname or "", "port": port}
 
 
 def _hours(name: str, text: str) -> str:
@@ -120,6 +162,11 @@ SETTINGS: Mapping[str, Callable[[str, str], str | int]] = {
     "monthly_mib": _between(0, 100_000_000),
     "hours": _hours,
     "least_priority": _between(-1000, 1000),
+    "stat_mib": _between(0, 100_000_000),
+    "priors": _one_of(*PriorsBy),
+    "priors_most": _between(1, 100),
+    "priors_mib": _between(1, 1_000_000),
+    "priors_years": _between(1, 150),
 }
 """What a person may say of a destination: each setting with the function that checks it."""
 
@@ -130,15 +177,20 @@ def change(tx: Transaction, name: str, settings: Mapping[str, str], *, actor: st
     """Change settings of a destination; raises NotFound, and InvalidValue naming the setting."""
     if unknown := settings.keys() - SETTINGS.keys():
         raise InvalidValue("setting", f"{min(unknown)!r} is none of {', '.join(SETTINGS)}")
-    row = tx.first("SELECT id FROM destination WHERE name = ?", name)
+    row = tx.first("SELECT id, transport FROM destination WHERE name = ?", name)
     if row is None:
         raise NotFound(f"destination: none is called {name!r}")
     if not settings:
         return
     checked = {setting: SETTINGS[setting](setting, text) for setting, text in settings.items()}
-    columns = ", ".join(f"{setting} = ?" for setting in checked)
-    tx.run(f"UPDATE destination SET {columns} WHERE id = ?", *checked.values(), row[0])  # noqa: S608
-    quiet = (*SECRETS, *_LONG)
+    if checked.get("priors", "none") != "none":
+        _begin_with_priors(tx)
+    values = dict(checked)
+    if checked.get("url") and checked.get("transport", row[1]) == "stow":
+        values |= _place(str(checked["url"]))
+    columns = ", ".join(f"{setting} = ?" for setting in values)
+    tx.run(f"UPDATE destination SET {columns} WHERE id = ?", *values.values(), row[0])  # noqa: S608
+    quiet = (*SECRETS, *LONG)
     said = ", ".join(one if one in quiet else f"{one}={checked[one]}" for one in checked)
     audit.record(
         tx,
@@ -150,11 +202,42 @@ def change(tx: Transaction, name: str, settings: Mapping[str, str], *, actor: st
     )
 
 
-_LONG = ("authority", "certificate")  # said to have changed, not how
+def _begin_with_priors(tx: Transaction) -> None:
+    """The first destination to give priors gives them to the patients that come from now on."""
+    tx.run(
+        "UPDATE prefetch_mark SET considered = (SELECT COALESCE(MAX(id), 0) FROM study) "
+        "WHERE NOT EXISTS (SELECT 1 FROM destination WHERE priors != 'none')"
+    )
+
+
+_CHANGES_KEPT = 200  # of the state of one line
+LONG = ("authority", "certificate")  # said to be there, or to have changed, but not how
 
 
 def add(tx: Transaction, *, name: str, title: str, host: str, port: int, actor: str) -> int:
     """Add a destination reached by DIMSE; its number. Raises Conflict when the name is taken."""
+    reached: dict[str, str | int] = {
+        "transport": "dimse",
+        "ae_title": ae_title(title),
+        "host": host_name(host),
+        "port": port_number(port),
+    }
+    return _add(tx, name, reached, actor)
+
+
+def add_web(tx: Transaction, *, name: str, url: str, actor: str) -> int:
+    """Add a destination reached by DICOMweb at `url`; its number.
+
+    Raises Conflict when the name is taken, and InvalidValue.
+    """
+    address = _url("url", url)
+    if not address:
+        raise InvalidValue("url", "not an address like https://pacs.example/dicom-web")
+    reached = {"transport": "stow", "ae_title": "", "url": address, **_place(address)}
+    return _add(tx, name, reached, actor)
+
+
+def _add(tx: Transaction, name: str, reached: Mapping[str, str | int], actor: str) -> int:
     plain = name.strip()
     if not plain or len(plain) > 64 or not plain.isprintable():
         raise InvalidValue("destination", "its name must be 1 to 64 printable characters")
@@ -164,10 +247,7 @@ def add(tx: Transaction, *, name: str, title: str, host: str, port: int, actor: 
         "destination",
         {
             "name": plain,
-            "transport": "dimse",
-            "ae_title": ae_title(title),
-            "host": host_name(host),
-            "port": port_number(port),
+            **reached,
             "link": LinkState.UNKNOWN,
             "link_ms": wall_ms(),
             "created_ms": wall_ms(),
@@ -208,8 +288,42 @@ def named(db: Database, name: str) -> Destination:
         return tx.record(Destination, f"destination: none is called {name!r}", sql, name)
 
 
+def move_link_time(db: Database, number: int, by_ms: int) -> None:
+    """Move since when the line is as it is: the clock was set, `by_ms` ahead."""
+    with db.write() as tx:
+        tx.run("UPDATE destination SET link_ms = link_ms + ? WHERE id = ?", by_ms, number)
+
+
+def caller(db: Database, title: AETitle, host: str) -> KnownAE | None:
+    """A destination that calls from its own host, as one that may bring reports; None for others.
+
+    PS3.4 J.3.3: storage commitment reports may come on an association of the destination's own.
+    """
+    with db.read() as tx:
+        rows = tx.rows(
+            "SELECT host, port FROM destination WHERE ae_title = ? AND transport = 'dimse'", title
+        )
+    for its_host, port in rows:
+        if is_at(its_host, host):
+            return KnownAE(
+                title=title,
+                host=its_host,
+                port=port,
+                services=f"{Service.ECHO} {Service.COMMITMENT}",
+                created_ms=0,
+                max_associations=AE_ASSOCIATIONS,
+                max_object_mib=0,
+                max_object_seconds=_REPORT_SECONDS,
+            )
+    return None
+
+
 def set_link(db: Database, number: int, link: LinkState, note: str) -> None:
-    """Record what became known of the line; `link_ms` keeps since when it is so."""
+    """Record what became known of the line; `link_ms` keeps since when it is so.
+
+    Lines come and go without anybody acting, so that is history of the line, within bounds, and
+    nothing for the audit trail.
+    """
     with db.write() as tx:
         changed = tx.run(
             "UPDATE destination SET link_ms = CASE link WHEN ?1 THEN link_ms ELSE ?2 END, "
@@ -220,11 +334,12 @@ def set_link(db: Database, number: int, link: LinkState, note: str) -> None:
             number,
         )
         if changed:
-            audit.record(
-                tx,
-                actor="forward",
-                act=f"link {link}",
-                kind="destination",
-                subject=number,
-                detail=note,
+            tx.run(
+                "INSERT INTO line_change (destination, at_ms, link, words) VALUES (?, ?, ?, ?)",
+                *(number, wall_ms(), link, note),
+            )
+            tx.run(
+                "DELETE FROM line_change WHERE destination = ?1 AND id <= (SELECT id FROM "
+                "line_change WHERE destination = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                *(number, _CHANGES_KEPT),
             )

@@ -4,6 +4,8 @@ The row becomes a tombstone in one transaction; only then are the bytes removed.
 between leaves an object only a tombstone names, which the sweep removes.
 """
 
+from collections.abc import Iterable
+
 from edgepacs.model import InstanceId, InstanceState, ObjectId, Receipt
 from edgepacs.store import Store, instances
 from edgepacs.telemetry import failpoint, log
@@ -25,6 +27,13 @@ def clear_replaced(store: Store, receipt: Receipt) -> None:
 def clear_swapped(store: Store, former: ObjectId) -> None:
     """Remove what an instance stood in before, now that its row refers to another object."""
     _remove(store, former)
+
+
+def clear_evicted(store: Store, objects: Iterable[ObjectId]) -> None:
+    """Remove what was evicted, now that only tombstones name it (`evictions`)."""
+    for object_id in objects:
+        _remove(store, object_id)
+        failpoint("evict.removed")
 
 
 def _remove(store: Store, object_id: ObjectId) -> None:

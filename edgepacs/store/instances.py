@@ -256,19 +256,61 @@ def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
         if row[5:7] == same:
             return _take_again(tx, draft, row)
     alone = all(row[3] != InstanceState.STORED for row in known)
+    evicted = [row for row in versions if row[3] == InstanceState.EVICTED]
+    for row in evicted if alone else ():
+        if row[5:7] == same:
+            return _take_back(tx, draft, row)
+    # What differs from what has gone out under this UID must not follow it unseen.
+    alone = alone and not (evicted and draft.arrival.origin.routed)
     version = 1 + max((row[7] for row in versions), default=0)
     return _take_new(tx, draft, Outcome.STORED if alone else Outcome.COMPARING, version)
 
 
+def _take_back(tx: Transaction, draft: Draft, row: tuple[Any, ...]) -> Receipt:
+    """The same bytes as were evicted: kept again, and sent only where they have not arrived."""
+    number, study, series, _, former, _, _, _, length = row
+    move(tx, number, InstanceState.STORED, actor=draft.arrival.source)
+    association = _association(tx, draft)
+    _replace_object(tx, number, draft, association)
+    _own(tx, number, draft)
+    _count(tx, study, series, 0, draft.byte_length - length, draft.received_ms)
+    due = _due(tx, draft, number, study)
+    receipt = _answer(tx, draft, Outcome.STORED, number, study)
+    return replace(receipt, replaced=ObjectId(former), due=due, association=association)
+
+
 def _take_again(tx: Transaction, draft: Draft, row: tuple[Any, ...]) -> Receipt:
-    """The same bytes once more."""
+    """The same bytes once more.
+
+    What was fetched never takes the place of what a modality or a person brought.
+    """
     number, study, series, state, former, _, _, _, length = row
+    if not draft.arrival.origin.routed and _is_own(tx, number):
+        receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
+        return replace(receipt, replaced=draft.object_id)
     association = _association(tx, draft)
     _replace_object(tx, number, draft, association)
     longer = draft.byte_length - length if state == InstanceState.STORED else 0
     _count(tx, study, series, 0, longer, draft.received_ms)
+    if _own(tx, number, draft) and state == InstanceState.STORED:
+        _due(tx, draft, number, study)
     receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
     return replace(receipt, replaced=ObjectId(former), due=True, association=association)
+
+
+def _is_own(tx: Transaction, number: int) -> bool:
+    row = tx.first("SELECT origin FROM instance WHERE id = ?", number)
+    return row is not None and Origin(row[0]).routed
+
+
+def _own(tx: Transaction, number: int, draft: Draft) -> bool:
+    """What was fetched and is then brought by a modality or a person is theirs from then on."""
+    if not draft.arrival.origin.routed:
+        return False
+    arrival = draft.arrival
+    fetched = (Origin.PREFETCH, Origin.FETCH_BACK)
+    sql = "UPDATE instance SET origin = ?, source = ? WHERE id = ? AND origin IN (?, ?)"
+    return tx.run(sql, arrival.origin, arrival.source, number, *fetched) > 0
 
 
 def _take_new(tx: Transaction, draft: Draft, outcome: Outcome, version: int) -> Receipt:
@@ -279,10 +321,20 @@ def _take_new(tx: Transaction, draft: Draft, outcome: Outcome, version: int) -> 
     placed = {"series": series, "study": study, "association": association}
     number = _insert(tx, draft, outcome, version, placed)
     _count(tx, study, series, int(stored), draft.byte_length * stored, draft.received_ms)
-    due = stored and routing.due(
-        tx, InstanceId(number), StudyId(study), draft.arrival, draft.attributes
-    )
+    due = stored and _due(tx, draft, number, study)
     return replace(_answer(tx, draft, outcome, number, study), due=due, association=association)
+
+
+def _due(tx: Transaction, draft: Draft, number: int, study: int) -> bool:
+    """Whether the routing rules send it somewhere; its deliveries are made."""
+    return routing.due(
+        tx,
+        InstanceId(number),
+        StudyId(study),
+        draft.arrival,
+        draft.attributes,
+        draft.received_ms,
+    )
 
 
 def _association(tx: Transaction, draft: Draft) -> int | None:
@@ -563,6 +615,11 @@ def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str)
     if InstanceState.STORED in (old.state, new):
         sign = 1 if new is InstanceState.STORED else -1
         _count(tx, old.study, old.series, sign, sign * old.byte_length)
+    if InstanceState.EVICTED in (old.state, new):
+        sign = 1 if new is InstanceState.EVICTED else -1
+        for table, row in (("study", old.study), ("series", old.series)):
+            sql = f"UPDATE {table} SET evicted_count = evicted_count + ? WHERE id = ?"  # noqa: S608
+            tx.run(sql, sign, row)
     return old
 
 

@@ -13,7 +13,7 @@ from edgepacs.model import (
     StudyState,
     require_transition,
 )
-from edgepacs.store import audit, deliveries
+from edgepacs.store import audit, deliveries, routing
 from edgepacs.store.db import Database, Transaction
 from edgepacs.store.instances import folded
 
@@ -43,6 +43,7 @@ class Study:
     modalities: str
     series_count: int
     instance_count: int
+    evicted_count: int
     byte_size: int
     flags: str
     created_ms: int
@@ -63,6 +64,7 @@ class Series:
     station_name: str
     laterality: str
     instance_count: int
+    evicted_count: int
     byte_size: int
     received_ms: int
 
@@ -142,14 +144,16 @@ def series_of(db: Database, number: StudyId) -> list[Series]:
 def last_change(db: Database) -> str:
     """A short text that differs whenever a list of studies may differ (an ETag)."""
     with db.read() as tx:
-        return str(tx.number("SELECT MAX(id) FROM audit"))
+        acts = tx.number("SELECT MAX(id) FROM audit")
+        lines = tx.number("SELECT MAX(id) FROM line_change")
+    return f"{acts}-{lines}"
 
 
 def set_state(tx: Transaction, number: StudyId, new: StudyState, *, actor: str) -> None:
     """Bring a study into another state and its deliveries with it; raises Conflict, NotFound.
 
     Verified releases what waited for that; held and rejected stop what has not left; received
-    (released) lets go what the study itself had stopped.
+    (released) lets go what the study itself had stopped. Rules that ask for its state apply anew.
     """
     old = within(tx, number)
     require_transition(STUDY_TRANSITIONS, old.state, new)
@@ -171,6 +175,7 @@ def set_state(tx: Transaction, number: StudyId, new: StudyState, *, actor: str) 
     if new is StudyState.VERIFIED:
         reasons.append(HoldReason.UNVERIFIED)
     deliveries.release(tx, selection, actor=actor, reasons=reasons)
+    routing.study_changed(tx, number, "state")
 
 
 def counts(db: Database) -> dict[str, int]:

@@ -1,38 +1,44 @@
-"""The work behind the acknowledgement: comparing versions, and compression; scrub later."""
+"""The work behind the acknowledgement: comparing versions, compression, retention; scrub later."""
 
 import threading
+from collections.abc import Callable
 
 from edgepacs.store import Store
 from edgepacs.telemetry import Doorbell
 from edgepacs.upkeep.comparison import compare_waiting
 from edgepacs.upkeep.crew import Crew
+from edgepacs.upkeep.retention import Retention
 
 _LOOK_SECONDS = 60.0  # how often the table is looked at without a ring
+_Work = Callable[[threading.Event], None]
 
 
 def run(store: Store, stop: threading.Event) -> None:
-    """Work until `stop`; raises what the crew of workers cannot go on after."""
+    """Work until `stop`; raises what crew or retention cannot go on after."""
     bell = Doorbell(store.paths.doorbell("upkeep"))
     threading.Thread(target=_ring_at_stop, args=(bell, stop), daemon=True).start()
     failures: list[BaseException] = []
-    crew = threading.Thread(target=_compress, args=(store, stop, failures))
+    works: list[_Work] = [Retention(store).run]
     if store.config.compression.workers:
-        crew.start()
+        works.append(Crew(store).run)
+    threads = [threading.Thread(target=_work, args=(one, stop, failures)) for one in works]
+    for thread in threads:
+        thread.start()
     try:
         while not stop.is_set():
             compare_waiting(store)
             bell.wait(_LOOK_SECONDS)
     finally:
         stop.set()
-        if crew.ident is not None:
-            crew.join()
+        for thread in threads:
+            thread.join()
     if failures:
         raise failures[0]
 
 
-def _compress(store: Store, stop: threading.Event, failures: list[BaseException]) -> None:
+def _work(work: _Work, stop: threading.Event, failures: list[BaseException]) -> None:
     try:
-        Crew(store).run(stop)
+        work(stop)
     except BaseException as error:  # noqa: BLE001  it is raised again by the role
         failures.append(error)
         stop.set()

@@ -11,20 +11,35 @@ from werkzeug.routing import IntegerConverter
 
 from edgepacs.clock import monotonic
 from edgepacs.errors import Busy, EdgePacsError, NoRoom, Tampered
-from edgepacs.store import Store
+from edgepacs.store import Store, room
 from edgepacs.telemetry import log
 from edgepacs.web import (
     account,
+    delivery,
     gate,
     imports,
     instance,
+    lines,
     outbox,
+    rulebook,
     study,
     study_list,
     system,
     wording,
 )
 
+_PARTS = (
+    account,
+    delivery,
+    imports,
+    instance,
+    lines,
+    outbox,
+    rulebook,
+    study,
+    study_list,
+    system,
+)
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _YEAR = 31_536_000  # seconds
 
@@ -44,6 +59,7 @@ def create_app(store: Store) -> Flask:
     app.extensions["edgepacs"] = store
     app.extensions["edgepacs-names"] = gate.our_names(store.config)
     app.extensions["edgepacs-searches"] = study_list.Searches()
+    app.extensions["edgepacs-told"] = {}  # what came of somebody's last act, said once
     app.url_map.converters["row"] = _RowNumber
     wording.install(app)
     app.before_request(_begin)
@@ -52,7 +68,7 @@ def create_app(store: Store) -> Flask:
     app.after_request(_log)
     app.context_processor(_for_every_page)
     app.register_error_handler(Exception, _answer)
-    for part in (account, imports, instance, outbox, study, study_list, system):
+    for part in _PARTS:
         app.register_blueprint(part.blueprint)
     return app
 
@@ -85,7 +101,20 @@ def _for_every_page() -> dict[str, object]:
         "me": gate.whoever(),  # Jinja keeps the name caller to itself
         "theme": theme if theme in ("light", "dark") else "",
         "node": gate.store().config.node.ae_title,
+        "alarm": _alarm(),
     }
+
+
+def _alarm() -> str:
+    """What everybody who is logged in should know about the disk, by the last survey."""
+    if not gate.whoever():
+        return ""
+    store = gate.store()
+    try:
+        found = room.noted(store.db)
+        return room.room(store, found).alarm if found else ""
+    except (EdgePacsError, OSError):  # the page says what is wrong, or the page before it did
+        return ""
 
 
 def _answer(error: Exception) -> Response:

@@ -1,94 +1,153 @@
-"""The queue: what has not arrived yet, by study and destination, and what may be done about it."""
+"""The queue: what has not arrived yet, by study and destination, and what may be done about it.
 
-from itertools import groupby
+No answer grows with the queue: totals come out of an index, studies a page at a time.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.errors import InvalidValue, NotAllowed
-from edgepacs.model import HoldReason, Role, StudyId
-from edgepacs.store import deliveries, destinations, ledger, studies
-from edgepacs.store.db import Transaction
+from edgepacs.model import DeliveryState, Role, StudyId
+from edgepacs.store import destinations, ledger, studies, usage
 from edgepacs.store.deliveries import Selection
+from edgepacs.store.destinations import Destination
+from edgepacs.store.ledger import Total
 from edgepacs.store.studies import Study
-from edgepacs.web import gate
+from edgepacs.store.usage import Forecast
+from edgepacs.web import acting, gate
 from edgepacs.web.progress import Way, ways
 
 blueprint = Blueprint("outbox", __name__)
-_MOST_STUDIES = 200  # shown a destination; the oldest first
-_ACTS = ("hold", "release", "retry", "cancel")
+_STUDIES = 25  # on a page
+_FILTERS = (*ledger.UNFINISHED, DeliveryState.SENT, DeliveryState.AWAITING_COMMITMENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What the page is narrowed to: one destination, one state; it begins behind a study."""
+
+    to: int | None = None
+    state: DeliveryState | None = None
+    after: int = 0
+
+    @classmethod
+    def asked(cls) -> "Filter":
+        """That of the request's query; raises InvalidValue."""
+        state = request.args.get("state", "")
+        if state and state not in _FILTERS:
+            raise InvalidValue("state", f"must be one of {', '.join(_FILTERS)}")
+        return cls(
+            to=_whole("to") or None,
+            state=DeliveryState(state) if state else None,
+            after=_whole("after"),
+        )
+
+    def query(self, after: int = 0) -> dict[str, Any]:
+        """The same as a query, from study `after` on."""
+        said = {"to": self.to or "", "state": self.state or "", "after": after or ""}
+        return {name: value for name, value in said.items() if value}
+
+
+def _whole(name: str) -> int:
+    text = request.args.get(name, "") or "0"
+    if not text.isascii() or not text.isdigit() or len(text) > 16:
+        raise InvalidValue(name, "must be a row number")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One destination: what it has yet to get, and when it will have it."""
+
+    destination: Destination
+    total: Total
+    forecast: Forecast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page of the queue, ready for a template."""
+
+    filter: Filter
+    lines: list[Line]
+    ways: list[tuple[Study, Way]]
+    more: int  # the study behind which the next page begins; 0 for none
 
 
 @blueprint.get("/queue")
 @gate.open_to(Role.VIEWER)
 def page() -> str:
     """The queue as a page."""
-    return render_template("queue.html", **_content())
+    return render_template("queue.html", queue=_page(), states=_FILTERS, told=acting.told())
 
 
 @blueprint.get("/queue/rows")
 @gate.open_to(Role.VIEWER)
 def rows() -> AnyResponse:
     """The same without its frame, for polling: 304 while nothing has changed."""
-    etag = f'"{studies.last_change(gate.store().db)}"'
+    today = datetime.now().astimezone().date()
+    etag = f'"{studies.last_change(gate.store().db)}-{today:%j}"'
     if request.headers.get("If-None-Match") == etag:
         return Response(status=304)
-    response = make_response(render_template("_queue.html", **_content()))
+    response = make_response(render_template("_queue.html", queue=_page()))
     response.headers["ETag"] = etag
     return response
 
 
-def _content() -> dict[str, object]:
-    db = gate.store().db
-    unfinished = sorted(ways(ledger.outbox(db)), key=lambda way: (way.destination, way.study))
-    queues: list[tuple[object, int, list[tuple[Study, Way]]]] = []
-    by_number = {one.id: one for one in destinations.every(db)}
-    for number, group in groupby(unfinished, key=lambda way: way.destination):
-        mine = list(group)
-        shown = [(studies.study(db, StudyId(way.study)), way) for way in mine[:_MOST_STUDIES]]
-        queues.append((by_number.get(number), len(mine), shown))
-    return {"queues": queues, "destinations": list(by_number.values())}
+def _page() -> Page:
+    db, wanted = gate.store().db, Filter.asked()
+    known = {one.id: one for one in destinations.every(db)}
+    found = ledger.outbox(
+        db, wanted.state, destination=wanted.to, after=wanted.after, studies=_STUDIES
+    )
+    here = sorted({row.study for row in found})
+    subjects = {number: studies.study(db, StudyId(number)) for number in here}
+    return Page(
+        filter=wanted,
+        lines=[
+            Line(
+                destination=known[total.destination],
+                total=total,
+                forecast=usage.forecast(db, known[total.destination]),
+            )
+            for total in ledger.totals(db)
+            if total.destination in known
+        ],
+        ways=[(subjects[way.study], way) for way in ways(found)],
+        more=here[-1] if len(here) == _STUDIES else 0,
+    )
 
 
 @blueprint.post("/queue")
 @gate.open_to(Role.TECHNOLOGIST)
 def act() -> AnyResponse:
-    """Hold, release, retry or cancel: a study's deliveries, or (administrators) a destination's."""
-    wanted = request.form.get("act", "")
-    if wanted not in _ACTS:
-        raise InvalidValue("act", f"must be one of {', '.join(_ACTS)}")
-    selection = Selection(study=_row("study"), destination=_row("destination"))
-    me = gate.caller()
-    if selection.study is None and not me.role.covers(Role.ADMIN):
+    """An act on a study's deliveries, or (administrators) on all that goes to a destination."""
+    selection = Selection(
+        study=acting.row_number("study"), destination=acting.row_number("destination")
+    )
+    if selection.study is None and not gate.caller().role.covers(Role.ADMIN):
         raise NotAllowed("only an administrator acts on the whole queue of a destination")
     if selection.study is None and selection.destination is None:
         raise InvalidValue("destination", "say which study or destination")
-    store = gate.store()
-    with store.db.write() as tx:
-        _do(tx, wanted, selection, me)
-    store.ring("forward")
-    return redirect(url_for("outbox.page"), 303)
+    acting.carry_out(request.form.get("act", ""), [selection])
+    return _back()
 
 
-def _do(tx: Transaction, wanted: str, selection: Selection, me: gate.Caller) -> None:
-    if wanted == "hold":
-        deliveries.hold(tx, selection, actor=me.name)
-    elif wanted == "release":
-        # What a held or rejected study stops is let go with the study, and only there.
-        reasons = [HoldReason.PERSON]
-        if me.role.covers(Role.ADMIN):
-            reasons.append(HoldReason.UNVERIFIED)
-        deliveries.release(tx, selection, actor=me.name, reasons=reasons)
-    elif wanted == "retry":
-        deliveries.retry(tx, selection, actor=me.name)
-    else:
-        deliveries.cancel(tx, selection, actor=me.name)
+@blueprint.post("/queue/chosen")
+@gate.open_to(Role.TECHNOLOGIST)
+def act_on_chosen() -> AnyResponse:
+    """An act on all that is ticked: ways of studies, or single deliveries."""
+    acting.carry_out(request.form.get("act", ""), acting.chosen())
+    return _back()
 
 
-def _row(name: str) -> int | None:
-    text = request.form.get(name, "")
-    if not text:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 16:
-        raise InvalidValue(name, "must be a row number")
-    return int(text)
+def _back() -> AnyResponse:
+    """To the page the form was on, as it was narrowed."""
+    study = acting.row_number("back")
+    if study is not None:
+        return redirect(url_for("delivery.of_study", number=study), 303)
+    return redirect(url_for("outbox.page", **Filter.asked().query()), 303)

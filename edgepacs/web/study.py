@@ -9,7 +9,7 @@ from flask import Blueprint, Response, jsonify, make_response, redirect, render_
 from flask import url_for as url
 from werkzeug.wrappers import Response as AnyResponse
 
-from edgepacs.errors import InvalidValue
+from edgepacs.errors import Gone, InvalidValue
 from edgepacs.model import InstanceId, InstanceState, Role, SeriesId, StudyId, StudyState
 from edgepacs.store import (
     audit,
@@ -24,6 +24,7 @@ from edgepacs.store import (
 from edgepacs.store.audit import AuditRecord
 from edgepacs.store.destinations import Destination
 from edgepacs.store.instances import Instance
+from edgepacs.store.ledger import StudyWay
 from edgepacs.store.studies import Series, Study
 from edgepacs.web import compression, gate
 from edgepacs.web.compression import Standing
@@ -61,6 +62,7 @@ class Panel:
 
     study: Study
     ways: list[Way]
+    times: dict[int, StudyWay]  # by destination
     destinations: list[Destination]
     versions: list[Version]
     comparing: int
@@ -78,6 +80,7 @@ def _panel(number: StudyId) -> Panel:
     return Panel(
         study=studies.study(db, number),
         ways=ways(progress),
+        times={one.destination: one for one in ledger.ways_of_study(db, number)},
         destinations=destinations.every(db),
         versions=[
             Version(new=one, stored=instances.stored_version(db, one.sop_instance_uid))
@@ -193,6 +196,9 @@ def send(number: StudyId) -> AnyResponse:
     if not chosen or any(one not in known for one in chosen):
         raise InvalidValue("destination", "choose at least one of those there are")
     with store.db.write() as tx:
+        here = studies.within(tx, number)
+        if here.evicted_count and not here.instance_count:
+            raise Gone("study: evicted; nothing of it is left here to be sent")
         deliveries.send_study(tx, number, [known[one] for one in chosen], actor=gate.caller().name)
     store.ring("forward")
     return _back(number)

@@ -1,4 +1,4 @@
-"""The node itself, for administrators: destinations, callers, rules, users, and its health."""
+"""The node itself, for administrators: room, destinations, callers, rules, users, its health."""
 
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -7,6 +7,8 @@ from edgepacs import __version__
 from edgepacs.errors import EdgePacsError, InvalidValue
 from edgepacs.model import Role, Service
 from edgepacs.store import destinations, errands, peers, rules, studies, users
+from edgepacs.store import room as space
+from edgepacs.store.room import Room, Survey
 from edgepacs.web import compression, gate
 
 blueprint = Blueprint("system", __name__)
@@ -38,19 +40,27 @@ def _page(*, user: str = "", secret: str = "") -> str:
         version=__version__,
         config=store.config,
         counts=studies.counts(store.db),
-        free=store.vault.free_bytes(),
+        room=_room(),
         standing=compression.of_all(store.db),
         destinations=destinations.every(store.db),
         aes=peers.known_aes(store.db),
         refused=peers.refused(store.db)[:50],
         rules=rules.all_rules(store.db),
         fields=rules.FIELDS,
+        patience=rules.PATIENCE_S // 60,
         users=users.all_users(store.db),
         roles=list(Role),
         services=list(Service),
         new_user=user,
         secret=secret,
     )
+
+
+def _room() -> Room:
+    """The space there is; until upkeep has made its first survey nothing is said of what may go."""
+    store = gate.store()
+    empty = Survey(measured_ms=0, evictable=0, blocked={}, daily=0)
+    return space.room(store, space.noted(store.db) or empty)
 
 
 def _field(name: str) -> str:
@@ -145,31 +155,6 @@ def remove_ae() -> AnyResponse:
     with gate.store().db.write() as tx:
         peers.remove_ae(tx, _field("title"), actor=gate.caller().name)
     return _done("callers")
-
-
-@blueprint.post("/system/rules")
-@gate.open_to(Role.ADMIN)
-def add_rule() -> AnyResponse:
-    """Add a routing rule."""
-    with gate.store().db.write() as tx:
-        rules.add(
-            tx,
-            to=_field("to"),
-            match=_field("match"),
-            hold=_field("hold") == "1",
-            priority=0,
-            actor=gate.caller().name,
-        )
-    return _done("rules")
-
-
-@blueprint.post("/system/rules/remove")
-@gate.open_to(Role.ADMIN)
-def remove_rule() -> AnyResponse:
-    """Remove a routing rule."""
-    with gate.store().db.write() as tx:
-        rules.remove(tx, _number("rule"), actor=gate.caller().name)
-    return _done("rules")
 
 
 @blueprint.post("/system/users")

@@ -4,6 +4,7 @@ Everything here that returns Markup has escaped what it was given.
 """
 
 import re
+from collections.abc import Sequence
 from datetime import date, datetime
 
 from flask import Flask
@@ -11,14 +12,23 @@ from markupsafe import Markup, escape
 
 from edgepacs.clock import iso
 from edgepacs.model import (
+    Callback,
     CompressionState,
     DeliveryState,
     HoldReason,
     InstanceState,
+    Kept,
     LinkState,
     Role,
     State,
     StudyState,
+)
+from edgepacs.store.deliveries import (
+    COMMITTED_PROOF,
+    FOUND,
+    LOSSY_RESPONSE,
+    RESPONSE,
+    UNPROVABLE,
 )
 
 # Characters that show nothing or move what stands around them: controls, soft hyphen, joiners,
@@ -147,27 +157,49 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-_LABELS: dict[State, str] = {
-    StudyState.RECEIVED: "Received",
-    StudyState.VERIFIED: "Verified",
-    StudyState.HELD: "On hold",
-    StudyState.REJECTED: "Rejected",
-    HoldReason.UNVERIFIED: "waits for verification",
-    HoldReason.STUDY: "stopped with the study",
-    HoldReason.PERSON: "held by a person",
-    LinkState.UNKNOWN: "Not tried yet",
-    LinkState.UP: "Up",
-    LinkState.DEGRADED: "Degraded",
-    LinkState.DOWN: "Down",
-    DeliveryState.AWAITING_COMMITMENT: "Awaiting commitment",
-    DeliveryState.CONFIRMED_BY_QUERY: "Confirmed by query",
-    InstanceState.COMPARING: "Being compared",
-    InstanceState.QUARANTINED: "Different content",
-    CompressionState.WAITING: "Waits for a worker",
-    CompressionState.COMPRESSING: "Being compressed",
-    CompressionState.NATIVE: "Kept as received",
-    CompressionState.FAILED: "Kept as received after failures",
-    Role.ADMIN: "Administrator",
+_LABELS_OF: Sequence[tuple[State, str]] = (
+    (StudyState.RECEIVED, "Received"),
+    (StudyState.VERIFIED, "Verified"),
+    (StudyState.HELD, "On hold"),
+    (StudyState.REJECTED, "Rejected"),
+    (HoldReason.UNVERIFIED, "waits for verification"),
+    (HoldReason.STUDY, "stopped with the study"),
+    (HoldReason.PERSON, "held by a person"),
+    (LinkState.UNKNOWN, "Not tried yet"),
+    (LinkState.UP, "Up"),
+    (LinkState.DEGRADED, "Degraded"),
+    (LinkState.DOWN, "Down"),
+    (DeliveryState.AWAITING_COMMITMENT, "Awaiting commitment"),
+    (DeliveryState.CONFIRMED_BY_QUERY, "Confirmed by query"),
+    (InstanceState.COMPARING, "Being compared"),
+    (InstanceState.QUARANTINED, "Different content"),
+    (CompressionState.WAITING, "Waits for a worker"),
+    (CompressionState.COMPRESSING, "Being compressed"),
+    (CompressionState.NATIVE, "Kept as received"),
+    (CompressionState.FAILED, "Kept as received after failures"),
+    (Role.ADMIN, "Administrator"),
+    (Callback.UNKNOWN, "not known yet"),
+    (Callback.SAME, "on the association that asked"),
+    (Callback.NEW, "on an association of its own"),
+    (Callback.NEVER, "never; it is asked by query instead"),
+    (Kept.RECENT, "Arrived, but too young"),
+    (Kept.UNPROVED, "Not proved to have arrived"),
+    (Kept.RESPONSE, "No proof but an answer"),
+    (Kept.CANCELLED, "Cancelled by a person"),
+    (Kept.HELD, "Held"),
+    (Kept.FAILED, "Refused by a destination"),
+    (Kept.UNWANTED, "Sent nowhere"),
+    (Kept.DISPUTED, "Conflicting versions"),
+    (Kept.STOPPED, "On hold or rejected"),
+)
+# By kind as well: members of different kinds with the same value are equal, and hash alike.
+_LABELS = {(type(state), state): words for state, words in _LABELS_OF}
+_PROOFS = {
+    COMMITTED_PROOF: "committed by the destination",
+    FOUND: "found at the destination",
+    RESPONSE: "answered; no proof yet",
+    UNPROVABLE: "answered; the destination offers no proof",
+    LOSSY_RESPONSE: "answered for a lossy copy",
 }
 _FLAGS = {
     "two-patients": "Two patients",
@@ -177,7 +209,17 @@ _FLAGS = {
 
 def label(state: State) -> str:
     """A state in one or two words."""
-    return _LABELS.get(state, state.value.replace("_", " ").capitalize())
+    return _LABELS.get((type(state), state), state.value.replace("_", " ").capitalize())
+
+
+def proof(name: str) -> str:
+    """The proof a delivery has, in words."""
+    return _PROOFS.get(name, visible(name))
+
+
+def reason(name: str) -> str:
+    """Why a delivery is held, in words."""
+    return label(HoldReason(name)) if name in list(HoldReason) else visible(name)
 
 
 def flags(words: str) -> list[str]:
@@ -198,6 +240,8 @@ def install(app: Flask) -> None:
         ("counted", counted),
         ("label", label),
         ("flags", flags),
+        ("proof", proof),
+        ("reason", reason),
     ):
         app.add_template_filter(function, name)
     app.add_template_global(age, "age")

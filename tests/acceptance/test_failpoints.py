@@ -8,12 +8,14 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from forward.archive import Archive
 from harness import contract, made, sender
 from harness.box import Box
 from harness.part10 import Part10
 from harness.recorder import RecordingSCP
-from harness.waiting import until
+from harness.waiting import free_port, until
 from powercut.node import Node
+from store.making import states_of
 
 from edgepacs import config
 from edgepacs.custody import restore
@@ -92,6 +94,41 @@ def _dies_forwarding(box: Box, point: str) -> list[Part10]:
     return [one]
 
 
+def _dies_proving(box: Box, point: str) -> list[Part10]:
+    """Killed while it asks for storage commitment of what was sent."""
+    one = made.ct()
+    with Archive() as archive:
+        box.send_to("central", ae="PACS", port=archive.port)
+        with _running(box, "scp"):
+            (answer,) = sender.send([one], box.dicom_port)
+            assert answer.status == 0
+        with _running(box, "forward", kill_at=point) as node:
+            assert node.wait("forward") == -signal.SIGKILL
+        with opened(config.load(box.config)) as store:
+            assert states_of(store) == ["awaiting_commitment"]
+            with store.db.write() as tx:
+                assert tx.run("UPDATE commitment SET asked_ms = 0") == 1  # its time is over
+            with _running(box, "forward"):
+                until(lambda: states_of(store) == ["committed"], "it is committed")
+        assert archive.stored == [one.sop_instance]
+    return [one]
+
+
+def _dies_evicting(box: Box, point: str) -> list[Part10]:
+    """Killed over the bytes of a study that has arrived elsewhere."""
+    one = made.ct()
+    box.send_to("central", ae="CENTRAL", port=free_port())
+    with _running(box, "scp"):
+        (answer,) = sender.send([one], box.dicom_port)
+        assert answer.status == 0
+    with opened(config.load(box.config)) as store, store.db.write() as tx:
+        assert tx.run("UPDATE delivery SET state = 'committed'") == 1
+    box.configure(r"high = 80 .*\nlow = 70 .*\nkeep_days = 1", "high = 1\nlow = 0\nkeep_days = 0")
+    with _running(box, "upkeep", kill_at=point) as node:
+        assert node.wait("upkeep") == -signal.SIGKILL
+    return [one]
+
+
 _SCENES: dict[str, Scene] = {
     "ingest": _dies_receiving,
     "object": _dies_receiving,
@@ -100,6 +137,8 @@ _SCENES: dict[str, Scene] = {
     "blanks": _dies_starting,
     "sweep": _dies_sweeping,
     "forward": _dies_forwarding,
+    "proof": _dies_proving,
+    "evict": _dies_evicting,
 }
 
 

@@ -36,7 +36,7 @@ from store.making import element, small, take_in, take_in_part
 from edgepacs.custody import outgoing as module
 from edgepacs.custody import restore, rewriting
 from edgepacs.custody.outgoing import NotOffered, offers, outgoing, part10
-from edgepacs.errors import EdgePacsError, Tampered, Undecodable
+from edgepacs.errors import EdgePacsError, Gone, Tampered, Undecodable
 from edgepacs.model import UID, InstanceState
 from edgepacs.pixels.encode import Unencodable
 from edgepacs.pixels.syntaxes import Loss, syntax
@@ -582,5 +582,5 @@ def test_a_version_given_up_meanwhile_is_not_found(store: Store) -> None:
     disposal.discard(store, second.instance_id, actor="eve")
     row = instances.instance(store.db, second.instance_id)
     assert row.state is InstanceState.DISCARDED
-    with pytest.raises(EdgePacsError, match="gone"):
+    with pytest.raises(Gone, match="discarded"):
         module.outgoing(store, row, {row.transfer_syntax_uid})

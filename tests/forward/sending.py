@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
+import pytest
 from harness.recorder import RecordingSCP
 from store.making import add_destination
 
@@ -22,8 +23,25 @@ from edgepacs.dimse import (
     accept,
 )
 from edgepacs.dimse.contexts import VERIFICATION, storage_answer
+from edgepacs.forward import courier, link, sender, transport
 from edgepacs.forward.sender import Sender
 from edgepacs.store import Store
+
+
+def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits of minutes and seconds as fractions; no association is kept open long."""
+    for module, name, seconds in (
+        (link, "QUICK_SECONDS", 0.1),
+        (link, "PROBE_SECONDS", 0.1),
+        (link, "REFUSED_FIRST_SECONDS", 0.1),
+        (link, "REFUSED_MOST_SECONDS", 0.2),
+        (courier, "REFUSED_SECONDS", 0.2),
+        (courier, "AGAIN_SECONDS", 0.1),
+        (courier, "IDLE_SECONDS", 1.0),
+        (sender, "ERRAND_SECONDS", 0.05),
+        (transport, "LINGER_SECONDS", 0.01),
+    ):
+        monkeypatch.setattr(module, name, seconds)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from custody.outcome import (
     compress_all,
     frames_of,
 )
-from forward.sending import forwarding
+from forward.sending import forwarding, hasten
 from harness import corpus
 from harness.dcmtk import require
 from harness.orthanc import Orthanc
@@ -26,7 +26,6 @@ from harness.waiting import free_port, until
 from pydicom import dcmread
 from store.making import add_destination, states_of, take_in_part
 
-from edgepacs.forward import sender
 from edgepacs.store import Store, terms
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -36,8 +35,7 @@ _NAMES = ("CT_small.dcm", "MR_small_RLE.dcm", "examples_jpeg2k.dcm", "examples_r
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of a minute as fractions of a second."""
-    monkeypatch.setattr(sender, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(sender, "REFUSED_SECONDS", 0.2)
+    hasten(monkeypatch)
 
 
 def done(store: Store, number: int) -> None:

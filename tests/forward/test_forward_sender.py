@@ -3,7 +3,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from forward.sending import Odd, accepting, forwarding, to
+from forward.sending import Odd, accepting, forwarding, hasten, to
 from harness.corpus import sample
 from harness.fault import flip_bit
 from harness.made import ct
@@ -23,9 +23,10 @@ from edgepacs.dimse import Association, ContextAnswer, ContextResult, Message, P
 from edgepacs.dimse import Rejection as Reject
 from edgepacs.dimse.contexts import VERIFICATION, storage_answer
 from edgepacs.errors import EdgePacsError
-from edgepacs.forward import sender as module
-from edgepacs.forward import transport
-from edgepacs.forward.sender import Courier, echo_in_words, retry_delay_ms
+from edgepacs.forward import desk, transport
+from edgepacs.forward.courier import Courier
+from edgepacs.forward.desk import retry_delay_ms
+from edgepacs.forward.sender import echo_in_words
 from edgepacs.model import DeliveryState, InstanceId, LinkState, StudyState
 from edgepacs.store import (
     Store,
@@ -42,16 +43,13 @@ from edgepacs.store import (
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of hours and minutes as fractions of a second."""
-    monkeypatch.setattr(module, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.2)
-    monkeypatch.setattr(module, "ERRAND_SECONDS", 0.05)
-    monkeypatch.setattr(module, "IDLE_SECONDS", 1.0)
+    hasten(monkeypatch)
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has failed in passing is tried again soon."""
-    monkeypatch.setattr(module, "RETRY_FIRST_MS", 100)
+    monkeypatch.setattr(desk, "RETRY_FIRST_MS", 100)
 
 
 def done(store: Store, *states: str, seconds: float = 20) -> None:
@@ -449,7 +447,7 @@ def test_the_role_ends_soon_and_leaves_no_claim(store: Store) -> None:
 
 def test_backoff_grows_within_bounds() -> None:
     for attempts in range(1, 40):
-        most = min(module.RETRY_FIRST_MS * 2 ** (attempts - 1), module.RETRY_MOST_MS)
+        most = min(desk.RETRY_FIRST_MS * 2 ** (attempts - 1), desk.RETRY_MOST_MS)
         found = {retry_delay_ms(attempts) for _ in range(50)}
         assert min(found) >= most // 2
         assert max(found) <= most

@@ -21,16 +21,16 @@ from custody.outcome import (
     compress_all,
     frames_of,
 )
-from forward.sending import Odd, accepting, forwarding, to
+from forward.sending import Odd, accepting, forwarding, hasten, to
 from harness import corpus, made
 from harness.part10 import EXPLICIT_LE, IMPLICIT_LE, decode, read
 from harness.waiting import stays, until
 from store.making import add_destination, deliveries_of, states_of, take_in_part
 
 from edgepacs.dimse import Association, ContextAnswer, Message, ProposedContext
-from edgepacs.dimse.contexts import VERIFICATION
+from edgepacs.dimse.contexts import STORAGE_COMMITMENT_PUSH, VERIFICATION
 from edgepacs.errors import EdgePacsError
-from edgepacs.forward import batch, converter, sender, workshop
+from edgepacs.forward import batch, converter, courier, desk, lane, transport, workshop
 from edgepacs.forward.converter import Converter, Order
 from edgepacs.model import InstanceId
 from edgepacs.store import Store, claims, deliveries, fsck, instances, ledger, studies, terms
@@ -41,11 +41,8 @@ VIDEO = ROOT + ".4.102"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of minutes as fractions of a second."""
-    monkeypatch.setattr(sender, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(sender, "REFUSED_SECONDS", 0.2)
-    monkeypatch.setattr(sender, "ERRAND_SECONDS", 0.05)
-    monkeypatch.setattr(sender, "IDLE_SECONDS", 1.0)
-    monkeypatch.setattr(sender, "RETRY_FIRST_MS", 100)
+    hasten(monkeypatch)
+    monkeypatch.setattr(desk, "RETRY_FIRST_MS", 100)
 
 
 class Peer:
@@ -58,7 +55,7 @@ class Peer:
         self.order: list[str] = []
 
     def context(self, proposed: ProposedContext) -> ContextAnswer:
-        if proposed.abstract_syntax != VERIFICATION:
+        if proposed.abstract_syntax not in (VERIFICATION, STORAGE_COMMITMENT_PUSH):
             self.proposed.append((proposed.abstract_syntax, proposed.transfer_syntaxes[0]))
         return accepting(*self.accepted)(proposed)
 
@@ -244,7 +241,10 @@ def test_what_was_refused_is_asked_about_again_another_day(store: Store) -> None
     assert [uid for uid, _ in peer.got.values()][-1] == JPEG_2000
 
 
-def test_more_sop_classes_than_contexts_take_several_associations(store: Store) -> None:
+def test_more_sop_classes_than_contexts_take_several_associations(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "AT_ONCE", 100)
     peer = Peer(IMPLICIT_LE)
     most: list[int] = []
     real = peer.context
@@ -270,8 +270,8 @@ def test_more_sop_classes_than_contexts_take_several_associations(store: Store) 
 def test_a_peer_that_never_answers_the_same_twice_is_left_alone_for_a_while(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.0)
-    monkeypatch.setattr(sender, "REFUSED_SECONDS", 600.0)
+    monkeypatch.setattr(courier, "REFUSED_SECONDS", 600.0)
+    monkeypatch.setattr(transport, "LINGER_SECONDS", 0.0)
     peer = Peer()
     moods = itertools.cycle((JPEG_2000, RLE, JPEG_LS, DEFLATED))
 
@@ -286,7 +286,7 @@ def test_a_peer_that_never_answers_the_same_twice_is_left_alone_for_a_while(
         with forwarding(store):
             until(lambda: "another thing" in last_error(store, 1), "it has been given up for now")
             assert states_of(store) == ["queued"]
-            stays(lambda: scp.associations <= 1 + sender.FRUITLESS, "no more", seconds=0.5)
+            stays(lambda: scp.associations <= 1 + lane.FRUITLESS, "no more", seconds=0.5)
 
 
 # -- what has no way
@@ -481,7 +481,7 @@ def test_an_instance_the_converter_hangs_on_costs_only_itself(
         return 0.0 if instance.id == poison else patience(instance)
 
     monkeypatch.setattr(converter, "_patience", hangs)
-    monkeypatch.setattr(sender, "RETRY_FIRST_MS", 600_000 if attempts == 1 else 50)
+    monkeypatch.setattr(desk, "RETRY_FIRST_MS", 600_000 if attempts == 1 else 50)
     peer = Peer(IMPLICIT_LE)
     with peer.up() as scp:
         to(store, scp)
@@ -589,6 +589,62 @@ def test_a_destination_may_be_sent_lossy_images(store: Store) -> None:
     assert proofs == [deliveries.LOSSY_RESPONSE, deliveries.RESPONSE]
     kept = instances.instance(store.db, rows[0])
     assert kept.transfer_syntax_uid == EXPLICIT_LE
+
+
+def _said(store: Store, send_as: str) -> None:
+    """What a rule says of the transfer syntax of all that is queued."""
+    with store.db.write() as tx:
+        tx.run("UPDATE delivery SET send_as = ?", send_as)
+
+
+def test_a_rule_may_want_it_native_though_the_peer_takes_it_as_it_stands(store: Store) -> None:
+    peer = Peer(JPEG_LS, EXPLICIT_LE, IMPLICIT_LE)
+    with peer.up() as scp:
+        to(store, scp)
+        part = made.ct()
+        row = take_in_part(store, part).instance_id
+        compress_all(store)
+        assert instances.instance(store.db, row).transfer_syntax_uid == JPEG_LS
+        _said(store, "native")
+        with forwarding(store):
+            done(store, "sent")
+    assert peer.got == {part.sop_instance: (EXPLICIT_LE, part.data)}
+
+
+def test_a_peer_that_takes_nothing_native_gets_it_as_it_stands(store: Store) -> None:
+    peer = Peer(JPEG_LS)
+    with peer.up() as scp:
+        to(store, scp)
+        part = made.ct()
+        take_in_part(store, part)
+        compress_all(store)
+        _said(store, "native")
+        with forwarding(store):
+            done(store, "sent")
+    assert [uid for uid, _ in peer.got.values()] == [JPEG_LS]
+
+
+@pytest.mark.parametrize(("quality", "said"), [(0, "lossy:75"), (75, "lossless")])
+def test_a_rule_goes_before_what_the_destination_is_sent_otherwise(
+    store: Store, quality: int, said: str
+) -> None:
+    peer = Peer(JPEG_BASELINE, ROOT + ".4.91", EXPLICIT_LE)
+    dataset = made.ct().dataset()
+    del dataset.PixelPaddingValue
+    part = made.instance(dataset)
+    with peer.up() as scp:
+        to(store, scp)
+        with store.db.write() as tx:
+            terms.set_lossy(tx, "pacs", quality, actor="eve")
+        row = take_in_part(store, part).instance_id
+        _said(store, said)
+        with forwarding(store):
+            done(store, "sent")
+    ((sop, (uid, _)),) = peer.got.items()
+    lossless = said == "lossless"
+    assert (sop == part.sop_instance, uid == EXPLICIT_LE) == (lossless, lossless)
+    proof = deliveries.RESPONSE if lossless else deliveries.LOSSY_RESPONSE
+    assert ledger.of_instance(store.db, row)[0].proof == proof
 
 
 def test_a_peer_that_refuses_lossy_gets_it_lossless(store: Store) -> None:

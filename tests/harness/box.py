@@ -161,12 +161,13 @@ class Box:
 
     def ready(self) -> bool:
         """Whether the web is healthy and C-ECHO works; AssertionError once the node has ended."""
-        self._still_running()
+        self.require_running()
         return Browser(self.http_port).healthy() and sender.echo(
             self.dicom_port, called=self.ae_title
         )
 
-    def _still_running(self) -> None:
+    def require_running(self) -> None:
+        """AssertionError, with the end of its log, once `serve` has ended."""
         assert self._serve is not None, "not started"
         code = self._serve.poll()
         assert code is None, f"serve ended with {code}: {self.log_text()[-1500:]}"

@@ -5,6 +5,7 @@ import json
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,9 +16,12 @@ from harness.waiting import free_port, until
 class Orthanc:
     """An Orthanc process; `start` and `stop` keep what it holds."""
 
-    def __init__(self, directory: Path, ae_title: str = "ORTHANC") -> None:
+    def __init__(
+        self, directory: Path, ae_title: str = "ORTHANC", plugins: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
         self.ae_title = ae_title
+        self._plugins = plugins
         self.port = free_port()
         self.http_port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -30,7 +34,7 @@ class Orthanc:
             "Name": "Central PACS",
             "StorageDirectory": str(self.directory / "storage"),
             "IndexDirectory": str(self.directory / "storage"),
-            "Plugins": [],
+            "Plugins": list(self._plugins),
             "HttpPort": self.http_port,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
@@ -106,3 +110,12 @@ class Orthanc:
         url = f"http://127.0.0.1:{self.http_port}{path}"
         with urllib.request.urlopen(url, timeout=10) as got:
             return str(got.read().decode())
+
+
+DICOMWEB = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"  # of Debian's orthanc-dicomweb
+
+
+def with_dicomweb(directory: Path) -> Orthanc:
+    """An Orthanc with DICOMweb under /dicom-web."""
+    assert Path(DICOMWEB).exists(), "orthanc-dicomweb is not installed: make peers"
+    return Orthanc(directory, plugins=[DICOMWEB])

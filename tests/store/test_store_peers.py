@@ -4,7 +4,7 @@ import pytest
 
 from edgepacs.errors import Conflict, InvalidValue, NotFound
 from edgepacs.model import AETitle, LinkState, ProofWanted, Service
-from edgepacs.store import Store, audit, destinations, errands, peers, rules
+from edgepacs.store import Store, audit, destinations, errands, peers, rules, usage
 
 
 @pytest.mark.parametrize(
@@ -270,8 +270,14 @@ def test_a_link_remembers_since_when(store: Store, monkeypatch: pytest.MonkeyPat
         destinations.set_link(store.db, number, link, note)
         found = destinations.named(store.db, "pacs")
         assert (found.link, found.link_note, found.link_ms) == (link, note, since)
+    found_changes = [(one.at_ms, one.link, one.words) for one in usage.changes(store.db, number)]
+    assert found_changes == [
+        (4000, LinkState.UP, ""),
+        (3000, LinkState.DOWN, "other words"),
+        (1000, LinkState.DOWN, "no answer"),
+    ]
     acts = [one.act for one in audit.of_subject(store.db, "destination", number)]
-    assert acts == ["destination added", "link down", "link down", "link up"]
+    assert acts == ["destination added"]
 
 
 def test_errands_are_asked_and_answered_once(store: Store) -> None:

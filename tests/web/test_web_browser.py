@@ -29,7 +29,7 @@ from playwright.sync_api import (
 from web_support import PASSWORD, add_destination, add_user, changed, found_store, put, put_changed
 
 from edgepacs.clock import wall_ms
-from edgepacs.model import DeliveryState, Role, StudyState
+from edgepacs.model import DeliveryState, Role, StudyId, StudyState
 from edgepacs.store import Store, claims, errands, instances, peers, studies
 from edgepacs.web import serve
 
@@ -198,17 +198,24 @@ def test_screenshots(browser: Browser, node: Node):
         pytest.skip("EDGEPACS_SCREENSHOTS is not set")
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    peers.note_refused(node.store.db, calling_ae="CT-SOMATOM", called_ae="EDGEPACS",
-                       host="192.0.2.31", reason="unknown calling AE title")  # fmt: skip
+    refused = peers.RefusedAE(
+        calling_ae="CT-SOMATOM", called_ae="EDGEPACS", host="192.0.2.31",
+        reason="unknown calling AE title", times=1, first_ms=wall_ms(), last_ms=wall_ms(),
+    )  # fmt: skip
+    with node.store.db.write() as tx:
+        peers.note_refused(tx, [refused])
     for theme in ("light", "dark"):
         context = browser.new_context(viewport=_DESK, color_scheme=theme)  # type: ignore[arg-type]
         page = context.new_page()
         page.goto(f"{node.url}/login")
         page.screenshot(path=out / f"login-{theme}.png")
         _log_in(page, node, "admin")
-        for path, shot in (("/studies", "list"), ("/queue", "queue"), ("/system", "system")):
+        for path, shot in (
+            ("/studies", "list"), ("/queue", "queue"), ("/system", "system"),
+            ("/system/destinations/1", "destination"), (f"/studies/{CINE}/deliveries", "ledger"),
+        ):  # fmt: skip
             page.goto(node.url + path)
-            page.screenshot(path=out / f"{shot}-{theme}.png", full_page=shot == "system")
+            page.screenshot(path=out / f"{shot}-{theme}.png", full_page=shot != "list")
         for study, shot in ((CINE, "study"), (CT, "study-ct"), (DOPPLER, "study-conflict")):
             _open(page, node, study)
             page.screenshot(path=out / f"{shot}-{theme}.png")
@@ -488,7 +495,8 @@ def test_dark_room_is_remembered(browser: Browser, node: Node, page: Page):
 @pytest.mark.parametrize("size", [(1024, 768), (768, 1024)])
 def test_fingers_hit_everything(page: Page, node: Node, size: tuple[int, int]):
     page.set_viewport_size({"width": size[0], "height": size[1]})
-    for path in ("/studies", f"/studies/{CINE}", f"/studies/{DOPPLER}", "/queue"):
+    pages = ("/studies", f"/studies/{CINE}", f"/studies/{DOPPLER}", "/queue")
+    for path in (*pages, f"/studies/{CINE}/deliveries", "/deliveries/1"):
         page.goto(node.url + path)
         small = page.evaluate(
             """() => ["button", "summary", "select", ".nav a", "a.button", "input"]
@@ -560,6 +568,45 @@ def test_the_browser_keeps_nothing_of_a_patient(playwright: Playwright, node: No
     assert hits == []
     history = (profile / "Default" / "History").read_bytes()
     assert node.url.encode() in history, "the control: this profile was never written"
+
+
+def test_ticks_stay_until_they_are_acted_on(page: Page, node: Node):
+    page.goto(f"{node.url}/queue")
+    row = page.locator("#rows tr", has_text="O'Brien").filter(has_text="Cardiology")
+    row.get_by_role("checkbox").check()
+    with node.store.db.write() as tx:  # something changes, and the page is polled meanwhile
+        tx.run("UPDATE delivery SET priority = 0")
+        studies.set_state(tx, StudyId(DOPPLER), StudyState.HELD, actor="test")
+        studies.set_state(tx, StudyId(DOPPLER), StudyState.RECEIVED, actor="test")
+    with page.expect_response("**/queue/rows*"):
+        pass
+    expect(row.get_by_role("checkbox")).to_be_checked()
+    page.get_by_role("button", name="Send first").click()
+    expect(page.locator(".told")).to_have_text(re.compile("^1[23] go before all else"))
+    expect(row.get_by_role("checkbox")).not_to_be_checked()
+    row.get_by_role("link", name="Deliveries").click()
+    expect(page.locator("input[name=delivery]")).not_to_have_count(0)
+    page.locator("tbody tr", has_text="Cardiology").first.get_by_role("link").click()
+    expect(page.get_by_role("heading", name="Attempts")).to_be_visible()
+
+
+def test_a_destination_is_set_up_and_a_rule_tried(page: Page, node: Node):
+    page.context.clear_cookies()
+    _log_in(page, node, "admin")
+    page.goto(f"{node.url}/system")
+    page.get_by_role("link", name="Cardiology").click()
+    page.get_by_label("Speed at most, kbit/s").fill("384")
+    page.get_by_label("Bearer token").fill("of-mine")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_label("Speed at most, kbit/s")).to_have_value("384")
+    expect(page.get_by_label("Bearer token")).to_have_value("")
+    expect(page.get_by_label("Forget it")).to_be_visible()
+    page.goto(f"{node.url}/system")
+    page.get_by_text("Add or try a rule").click()
+    page.get_by_label("Match").fill("modality=US")
+    page.get_by_role("button", name="Try it").click()
+    expect(page.get_by_role("heading", name="What a rule would do")).to_be_visible()
+    expect(page.get_by_label("Match")).to_have_value("modality=US")
 
 
 def test_administration(page: Page, node: Node):

@@ -237,7 +237,7 @@ def test_conflicting_version_is_discarded(store: Store, technologist: Person):
     assert technologist.post(f"/instances/{second}/discard").status_code == 303
     assert instances.instance(store.db, second).state is InstanceState.DISCARDED
     assert set(store.vault.object_ids()) == {instances.instance(store.db, first).object_id}
-    assert technologist.get(f"/instances/{second}/frames/0").status_code == 404
+    assert technologist.get(f"/instances/{second}/frames/0").status_code == 410
     assert technologist.post(f"/instances/{first}/discard").status_code == 409
 
 

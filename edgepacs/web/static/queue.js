@@ -4,8 +4,9 @@ import { poll } from "./page.js";
 
 const rows = /** @type {HTMLElement} */ (document.getElementById("rows"));
 
-poll(() => "/queue/rows", "", (html) => {
+poll(() => rows.dataset.url ?? "/queue/rows", "", (html) => {
   if (rows.contains(document.activeElement)) return false; // somebody is about to press something
+  if (rows.querySelector("input:checked, details[open]")) return false; // or has begun to choose
   rows.innerHTML = html;
   return true;
 });

@@ -46,19 +46,19 @@ document.addEventListener("click", (event) => {
   if (button instanceof HTMLButtonElement) echo(button);
 });
 
-const confirm = /** @type {HTMLDialogElement} */ (document.getElementById("confirm"));
+const confirm = /** @type {HTMLDialogElement | null} */ (document.getElementById("confirm"));
 /** @type {HTMLFormElement | null} */
 let asking = null;
 
 document.addEventListener("submit", (event) => {
   const form = /** @type {HTMLFormElement} */ (event.target);
-  if (!form.dataset.confirm || form === asking) return;
+  if (!confirm || !form.dataset.confirm || form === asking) return;
   event.preventDefault();
   asking = form;
   /** @type {HTMLElement} */ (document.getElementById("confirm-words")).textContent = form.dataset.confirm;
   confirm.showModal();
 });
-confirm.addEventListener("close", () => {
+confirm?.addEventListener("close", () => {
   asking = null;
 });
 document.getElementById("confirm-yes")?.addEventListener("click", () => asking?.requestSubmit());

@@ -132,7 +132,13 @@ export class Viewer {
     const { here } = this;
     this.#showTransport();
     if (!here) {
-      showNoPicture("Nothing to show", "This series has no stored instances.");
+      const evicted = Number(document.getElementById("main")?.dataset.evicted) > 0;
+      showNoPicture(
+        evicted ? "No longer here" : "Nothing to show",
+        evicted
+          ? "It has provably arrived at its destinations and was deleted here to make room."
+          : "This series has no stored instances.",
+      );
       return;
     }
     const display = await this.displayOf(here.instance).catch((error) => failed(error));
