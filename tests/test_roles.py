@@ -19,7 +19,7 @@ from store.making import draft, node_in, objects, small
 
 from edgepacs import config, roles
 from edgepacs.store import Store, fsck, instances, opened, peers
-from edgepacs.store.instances import Draft
+from edgepacs.store.drafts import Draft
 
 
 @pytest.fixture

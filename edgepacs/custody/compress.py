@@ -39,8 +39,8 @@ from edgepacs.pixels.framing import OFFSET_TABLES, PIXEL_DATA_HEADER, encapsulat
 from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET
 from edgepacs.store import Store, instances, seal
 from edgepacs.store.compressions import Claim, Made
+from edgepacs.store.drafts import AtRest, Draft
 from edgepacs.store.fingerprint import Fingerprint
-from edgepacs.store.instances import AtRest, Draft
 from edgepacs.telemetry import failpoint
 
 MAX_FRAME = 64 << 20  # native bytes; encoding and proving one takes five times as much memory

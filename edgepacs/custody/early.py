@@ -12,8 +12,8 @@ from edgepacs.custody.ingest import Intake
 from edgepacs.model import Arrival
 from edgepacs.pixels.description import BIG_ENDIAN, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from edgepacs.store import Store
+from edgepacs.store.drafts import Draft
 from edgepacs.store.fingerprint import Fingerprint
-from edgepacs.store.instances import Draft
 
 MAX_HELD = 64 << 20  # bytes of all data sets together that are held
 _NATIVE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, BIG_ENDIAN)

@@ -22,7 +22,7 @@ from edgepacs.errors import (
 )
 from edgepacs.model import UID, Arrival, Origin, Outcome, Receipt, uid
 from edgepacs.store import Store, disposal
-from edgepacs.store.instances import Draft
+from edgepacs.store.drafts import Draft
 from edgepacs.telemetry import failpoint
 
 _BLOCK = 1 << 17

@@ -29,7 +29,8 @@ from edgepacs.pixels.frames import ExtendedOffsetTable, FrameIndex, reader
 from edgepacs.pixels.render import default_window, encode_jpeg, render
 from edgepacs.pixels.syntaxes import TransferSyntax, syntax
 from edgepacs.store import Store
-from edgepacs.store.instances import Draft, Instance
+from edgepacs.store.drafts import Draft
+from edgepacs.store.instances import Instance
 from edgepacs.store.vault import ObjectReader
 
 MAX_HEAD = 64 << 20  # bytes before the pixel data that are parsed for show

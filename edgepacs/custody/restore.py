@@ -25,8 +25,9 @@ from edgepacs.pixels.frames import FrameIndex, reader
 from edgepacs.pixels.native import native_frame
 from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET
 from edgepacs.store import Store, instances
+from edgepacs.store.drafts import AtRest, Draft
 from edgepacs.store.fingerprint import Fingerprint
-from edgepacs.store.instances import AtRest, Draft, Instance
+from edgepacs.store.instances import Instance
 from edgepacs.store.vault import ObjectReader
 
 MAX_OUTSIDE = 16 << 20  # bytes before and after the frames that are held in memory

@@ -237,14 +237,14 @@ class WebClient:
         try:
             fields = {**self._headers, "Accept": accept}
             connection.request_in_pieces("GET", self._base + path, fields, ())
-            response = _response(connection)
-            yield Streamed(response, connection)
-            if response.isclosed() and not response.will_close:
-                return
+            with contextlib.closing(_response(connection)) as response:
+                yield Streamed(response, connection)
+                whole = response.isclosed() and not response.will_close
         except BaseException:
             connection.close()
             raise
-        connection.close()
+        if not whole:
+            connection.close()
 
     def post(self, path: str, media_type: str, length: int, pieces: Iterable[Piece]) -> Answer:
         """The answer to POST of `length` bytes, which `pieces` must add up to.
@@ -376,6 +376,8 @@ class _Wire:
         self._heard = b""  # of an answer that came early
         self._fault: OSError | None = None  # met while listening for one
         self._deadline = 0.0
+        self._readers = 0  # answers being read, which outlive the connection that is to close
+        self._given_up = False
 
     def sendall(self, data: Piece) -> None:
         """Send all; raises _AnsweredEarly, and TimeoutError when nothing is taken for long."""
@@ -425,7 +427,14 @@ class _Wire:
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """What one answer is read from; closing it leaves the connection open."""
+        self._readers += 1
         return io.BufferedReader(_Reader(self))
+
+    def reader_closed(self) -> None:
+        """One answer is read, or given up."""
+        self._readers -= 1
+        if self._given_up and not self._readers:
+            self._socket.close()
 
     def interrupt(self) -> None:
         """End both directions at once; from any thread."""
@@ -433,13 +442,20 @@ class _Wire:
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._socket.close()
+        """Close the connection, once the answer that ends with it is read."""
+        self._given_up = True
+        if not self._readers:
+            self._socket.close()
 
 
 class _Reader(io.RawIOBase):
     def __init__(self, wire: _Wire) -> None:
         self._wire = wire
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._wire.reader_closed()
 
     def readable(self) -> bool:
         return True

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from edgepacs.errors import Busy, EdgePacsError, NotFound, StorageFault, Tampered
 from edgepacs.model import InstanceState, ObjectId, Outcome
 from edgepacs.store import Store, audit, disposal, instances
-from edgepacs.store.instances import Draft, Instance
+from edgepacs.store.drafts import Draft
+from edgepacs.store.instances import Instance
 from edgepacs.telemetry import failpoint
 
 _ROWS_AT_ONCE = 10_000

@@ -7,7 +7,7 @@ from edgepacs.errors import StorageFault
 from edgepacs.model import Receipt
 from edgepacs.store import instances
 from edgepacs.store.db import Database
-from edgepacs.store.instances import Draft
+from edgepacs.store.drafts import Draft
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from edgepacs.errors import Conflict, EdgePacsError
 from edgepacs.model import ObjectId, Outcome
 from edgepacs.store import Paths, founding, instances, users
 from edgepacs.store.db import Database
+from edgepacs.store.drafts import Draft
 from edgepacs.store.files import sync_directory
-from edgepacs.store.instances import Draft
 from edgepacs.store.keystore import Keystore, device_key
 from edgepacs.store.vault import Vault
 

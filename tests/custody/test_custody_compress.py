@@ -33,7 +33,7 @@ from edgepacs.model import CompressionState, InstanceId, ObjectId
 from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET, HTJ2K, JPEG_LS, JPEG_XL, syntax
 from edgepacs.store import Store, compressions, fsck
 from edgepacs.store.compressions import Made, Selection
-from edgepacs.store.instances import Draft
+from edgepacs.store.drafts import Draft
 from edgepacs.store.rebuild import rebuild
 from edgepacs.store.vault import new_object_id
 from edgepacs.upkeep.crew import Limits

@@ -10,7 +10,7 @@ from edgepacs.errors import EdgePacsError
 from edgepacs.model import InstanceId, ObjectId
 from edgepacs.store import Store, ledger, opened
 from edgepacs.store.db import Database
-from edgepacs.store.instances import Draft
+from edgepacs.store.drafts import Draft
 
 _MOST_OBJECTS = 20_000  # looked into for an instance whose row is gone
 

@@ -20,7 +20,7 @@ from edgepacs.custody.scan import scan
 from edgepacs.model import UID, Arrival, Origin, Receipt
 from edgepacs.store import Store, claims, destinations, founding, instances
 from edgepacs.store.claims import Claim
-from edgepacs.store.instances import Draft
+from edgepacs.store.drafts import Draft
 from edgepacs.telemetry import doorbell
 
 CT = UID(made.CT)

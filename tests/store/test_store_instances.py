@@ -30,7 +30,7 @@ from edgepacs.model import (
     StudyState,
 )
 from edgepacs.store import Store, audit, claims, disposal, instances, ledger, rules, studies
-from edgepacs.store.instances import Draft
+from edgepacs.store.drafts import Draft
 
 
 def study_rows(store: Store) -> list[studies.Study]:
