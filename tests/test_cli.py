@@ -145,6 +145,8 @@ _ARGUMENTS = {
     "rule add": "--to *",
     "rule remove": "99",
     "rule test": "99",
+    "prefetch ask": "99",
+    "prefetch cancel": "99",
     "queue show": "99",
     "queue reroute": "pacs9",
     "queue priority": "stat",
@@ -521,7 +523,7 @@ def test_a_destination_shows_its_line_and_no_secret(node: Node) -> None:
     assert (listed["token"], listed["passcode"], listed["private_key"]) == ("set", "set", "set")
     assert (listed["certificate"], listed["kbits"]) == ("", 384)
     found = json.loads(node.done("destination", "show", "pacs", "--json"))
-    assert found["measured"] == {"rate": 40_000, "round_trip_ms": 715}
+    assert found["measured"] == {"rate": 40_000, "round_trip_ms": 715, "lanes": 0}
     assert found["usage"] == [{"day": "2026-11-23", "bytes": 4096}]
     (change,) = found["changes"]
     assert (change["link"], change["words"]) == ("down", "no answer in time")

@@ -534,13 +534,13 @@ class Association:
     def release(self) -> None:
         """Release the association and close it (PS3.8 9.2, Sta7; collisions as of AR-8 to AR-10).
 
-        Raises PeerUnreachable when the peer aborts or keeps silent for the ARTIM time.
+        Raises PeerUnreachable when the peer aborts or keeps silent for the limit of a release.
         """
         self._require_open()
         try:
             self._finish_data()
             self._line.send(pdu.RELEASE_RQ)
-            self._await_release(monotonic() + self._limits.artim)
+            self._await_release(monotonic() + min(self._limits.artim, self._limits.release))
         except _Released:
             self._answer_release()
         except EdgePacsError as error:

@@ -42,6 +42,7 @@ class Limits:
     pdu_cap: int = 1_048_576
     pdu_deadline: float = 30.0  # from the first byte of a PDU to its last
     artim: float = 30.0  # PS3.8 9.1.5
+    release: float = 30.0  # until the answer to A-RELEASE-RQ
     idle: float = 600.0
     stall: float = 60.0
     response: float = 120.0
@@ -62,7 +63,13 @@ class Limits:
     def tick(self) -> float:
         """How long one wait in the kernel lasts before the deadlines are looked at."""
         shortest = min(
-            self.pdu_deadline, self.artim, self.idle, self.stall, self.response, self.linger
+            self.pdu_deadline,
+            self.artim,
+            self.release,
+            self.idle,
+            self.stall,
+            self.response,
+            self.linger,
         )
         return max(0.01, min(_TICK, shortest / 4))
 

@@ -34,6 +34,7 @@ MOVE_AS_SCU = ProposedContext(
 )
 _MOVE_DESTINATION_UNKNOWN = 0xA801  # PS3.4 C.4.2.1.5
 _REFUSALS = (SOP_CLASS_NOT_SUPPORTED, NOT_AUTHORISED, _MOVE_DESTINATION_UNKNOWN)
+_HEEDED_WITHIN = 3  # sub-operations and responses that may still come after a C-CANCEL
 _NATIVE = (contexts.EXPLICIT_VR_LE, contexts.IMPLICIT_VR_LE)
 # Encapsulated forms an archive may hold, each in a context of its own, so that it need not decode
 # what it has: PS3.8 9.3.3.2 leaves the choice within a context to the acceptor.
@@ -100,9 +101,10 @@ def get(
 ) -> Outcome:
     """C-GET what has these keys. `take` gets each C-STORE request and returns the status to answer.
 
-    Between instances `go_on` is asked; once it says no, C-CANCEL goes out (PS3.7 9.3.2.3) and
-    what still comes is taken as before. Raises PeerRefused where the peer does not do this at
-    all, PeerError, and what `take` raises, which ends the association.
+    Between instances `go_on` is asked; once it says no, C-CANCEL goes out (PS3.7 9.3.2.3). What
+    still comes is taken as before, but who does not heed it soon is aborted. Raises PeerRefused
+    where the peer does not do this at all, PeerError, and what `take` raises, which ends the
+    association.
     """
     context = _context(association, STUDY_ROOT_GET)
     elements: dict[int, Value] = {
@@ -172,15 +174,22 @@ def _followed(
 ) -> Outcome:
     """What came of it; whatever ends this early ends the association."""
     request = association.last_message_id
+    after_cancel = 0  # sub-operations and responses
     cancelled = False
     final: Response | None = None
     try:
         for event in events:
             final = event
-            over = event is not None and lookup(event.status).category is not Category.PENDING
-            if not cancelled and not over and not go_on():
+            if event is not None and lookup(event.status).category is not Category.PENDING:
+                break
+            if cancelled:
+                after_cancel += 1
+            elif not go_on():
                 association.cancel(context, request)
                 cancelled = True
+            if after_cancel > _HEEDED_WITHIN:
+                association.abort()
+                return Outcome(completed=0, failed=0, words="")
     except PeerError:
         raise
     except EdgePacsError:

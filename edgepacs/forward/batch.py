@@ -200,6 +200,15 @@ class Batch:
             self._plain.add(claim.id)
         return prepared
 
+    def going(self) -> list[Claim]:
+        """The claims that can go as they are stored, in what is open."""
+        return [
+            claim
+            for claim in self.waiting
+            if self._way(claim) is _Way.GO
+            and (claim.sop_class_uid, claim.transfer_syntax_uid) in self._open
+        ]
+
     def done_with(self, claim: Claim) -> None:
         """Keep nothing for a claim any longer."""
         if order := self._order(claim):

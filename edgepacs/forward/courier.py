@@ -21,7 +21,7 @@ from edgepacs.forward.proof import Prover
 from edgepacs.forward.width import Width
 from edgepacs.forward.workshop import Workshop
 from edgepacs.model import LinkState
-from edgepacs.store import Store, claims
+from edgepacs.store import Store, claims, usage
 from edgepacs.store.destinations import Destination
 from edgepacs.telemetry import log, place_of
 
@@ -70,11 +70,16 @@ class Courier:
             pace=pace,
             link=Link(store, destination, echoing(destination)),
             prover=Prover(store, destination),
-            width=Width(destination.associations),
+            width=Width(
+                destination.associations,
+                usage.measured(store.db, destination.id).lanes,
+                self._bell.set,
+            ),
             workshop=Workshop(store),
             carry=carrying(destination),
         )
         self._lanes: list[Lane] = []
+        self._kept_width = self._gear.width.lanes
         self._doubts = True  # a crash or a fault may have left something in `sending`
         self._not_before = 0.0  # monotonic seconds
         self._urgent_since = 0.0  # monotonic; 0 with nothing urgent waiting
@@ -219,6 +224,17 @@ class Courier:
         link = self._gear.link
         return link.state is LinkState.UP or link.probe()
 
+    def _usable(self) -> bool:
+        """Whether to send: the first association on a line that has come back is its own probe.
+
+        Not where the last one was answered and came to nothing, nor over HTTP, where only the
+        answer to a whole request would tell.
+        """
+        link = self._gear.link
+        if link.state in (LinkState.UP, LinkState.DEGRADED) or self.destination.transport == "stow":
+            return self._up()
+        return bool(self._lanes) or link.reach()
+
     def _send(self) -> float:
         """Open the lanes that what is due needs; how many seconds to wait then."""
         gear, number = self._gear, self.destination.id
@@ -232,25 +248,38 @@ class Courier:
         closed = gear.pace.closed_for(due.most)
         if closed is not None:
             return min(self._rest(), closed.seconds)
-        if not self._up():
+        if not self._usable():
             return gear.link.wait()
         return self._keep_lanes()
 
     def _rest(self) -> float:
         """There is nothing to send now; how many seconds to wait at most."""
         gear = self._gear
-        if self._lanes or claims.in_doubt(self._store.db, self.destination.id):
+        if self._lanes:
+            return LOOK_SECONDS
+        if gear.link.state in (LinkState.DOWN, LinkState.DEGRADED) and not gear.link.probe():
+            return gear.link.wait()
+        if claims.in_doubt(self._store.db, self.destination.id):
             return LOOK_SECONDS
         gear.workshop.rest()
         gear.pace.flush()
-        if gear.link.state in (LinkState.DOWN, LinkState.DEGRADED) and not gear.link.probe():
-            return gear.link.wait()
+        self._keep_width()
         return IDLE_SECONDS
+
+    def _keep_width(self) -> None:
+        """Remember how many lanes were best, for the next start."""
+        lanes = self._gear.width.lanes
+        if lanes != self._kept_width and not self.destination.associations:
+            usage.set_lanes(self._store.db, self.destination.id, lanes)
+            self._kept_width = lanes
 
     def _keep_lanes(self) -> float:
         gear = self._gear
-        at_work = [lane for lane in self._lanes if not lane.job.proving]
-        missing = gear.width.lanes - len(at_work) if gear.desk.backlog else 1 - len(at_work)
+        at_work = [lane for lane in self._lanes if not lane.job.leaving]
+        gear.desk.lanes = gear.width.lanes
+        more = gear.desk.backlog or gear.desk.kept
+        several = more and gear.link.state is LinkState.UP
+        missing = (gear.width.lanes if several else 1) - len(at_work)
         for _ in range(missing):
             self._lanes.append(Lane(gear, self._bell.set))
         if missing <= 0 and self._must_not_wait(at_work) and self._may_add(at_work):

@@ -8,7 +8,7 @@ a crash leaves them in `sending` and each has to be asked for before it may be s
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgepacs.clock import monotonic, wall_ms
 from edgepacs.errors import EdgePacsError, PeerError, StorageFault
@@ -27,6 +27,7 @@ AT_ONCE = 8  # claims a lane is granted at a time
 GATHER_SECONDS = 0.01  # how long results wait for others to share their transaction
 UNWRITTEN = 20  # results that may wait
 AGAIN_SECONDS = 1.0  # how soon the index is tried again when it took nothing
+_SHARES = 2  # a lane is granted so little that each could be granted as much again as often
 OLDEST_EVERY = 8  # of so many grants one goes to what has waited longest
 
 
@@ -40,19 +41,26 @@ def retry_delay_ms(attempts: int) -> int:
 class _Inbox:
     """What one lane has asked for and been granted.
 
-    `open`: it has not been answered yet. `waiting`: its lane does nothing else meanwhile.
+    `open`: it has not been answered yet. `waiting`: its lane does nothing else meanwhile. `kept`
+    are claims its lane has fetched and not begun.
     """
 
     open: bool = False
     waiting: bool = False
+    kept: int = 0
     granted: list[Claim] = field(default_factory=list)
+
+    @property
+    def idle(self) -> bool:
+        """Whether its lane has nothing to do."""
+        return self.waiting and not self.open and not self.granted
 
 
 class Desk:
     """Fetches claims for the lanes of one destination and writes down their results.
 
-    `at_once` claims are granted at a time. `closing` is set when the lanes shall end, `fault`
-    when the storage device has failed.
+    Up to `at_once` claims are granted at a time to each of `lanes`. `closing` is set when the
+    lanes shall end, `fault` when the storage device has failed.
     """
 
     def __init__(
@@ -72,8 +80,9 @@ class Desk:
         self._told: tuple[int | None, bool] = (None, False)
         self._done = False
         self.at_once = AT_ONCE
+        self.lanes = 1
         self.urgent: int | None = None  # highest priority due, where it is STAT or above
-        self.backlog = False  # the last lane that asked was given all it wanted
+        self.backlog = False  # the last lane that asked was not given all there is
         self.closing = False
         self.fault: StorageFault | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -101,6 +110,36 @@ class Desk:
                 inbox.waiting = False
             found, inbox.granted = inbox.granted, []
             return found
+
+    def share(self, lane: object, waiting: Sequence[Claim], taken: int) -> list[Claim]:
+        """Hand to lanes that have nothing to do some of what a lane has waiting; what was given.
+
+        Nothing changes in the index: it is being sent, if by another. Of what is kept the lane
+        takes `taken` now.
+        """
+        given: list[Claim] = []
+        with self._changed:
+            left = list(waiting)
+            for inbox in self._inboxes.values():
+                if left and inbox.idle:
+                    half = -(-len(left) // 2)
+                    inbox.granted = left[-half:]
+                    given += inbox.granted
+                    del left[-half:]
+            self._inboxes.setdefault(id(lane), _Inbox()).kept = max(0, len(left) - taken)
+            if given:
+                self._changed.notify_all()
+        return given
+
+    def others_keep(self, lane: object) -> bool:
+        """Whether other lanes have claims that they have not begun, and may share."""
+        with self._changed:
+            return any(one.kept for key, one in self._inboxes.items() if key != id(lane))
+
+    @property
+    def kept(self) -> bool:
+        """Whether any lane has claims that it has not begun, and may share."""
+        return self.others_keep(None)
 
     def leave(self, lane: object, words: str) -> None:
         """A lane ends: what it was granted and has not fetched is returned."""
@@ -269,6 +308,9 @@ class Desk:
         self, ended: Sequence[Ended], returned: Sequence[Returned], asking: Sequence[_Inbox]
     ) -> None:
         wish = self._wish()
+        left = 0
+        if wish and asking:
+            wish, left = self._portion(wish)
         wishes = [wish] * len(asking) if wish else []
         self._grants += len(wishes)
         if ended or returned or wishes:
@@ -280,7 +322,7 @@ class Desk:
         if any(granted):
             failpoint("forward.claimed")
         with self._changed:
-            self._answer(asking, granted or [[]] * len(asking))
+            self._answer(asking, granted or [[]] * len(asking), left)
             self._changed.notify_all()
         if self.urgent is not None:
             self._wish()
@@ -289,16 +331,28 @@ class Desk:
             self._told = state
             self._news()
 
-    def _answer(self, asking: Sequence[_Inbox], granted: Sequence[list[Claim]]) -> None:
+    def _answer(self, asking: Sequence[_Inbox], granted: Sequence[list[Claim]], left: int) -> None:
         standing = {id(one) for one in self._inboxes.values()}
         for inbox, found in zip(asking, granted, strict=True):
             inbox.open = False
-            self.backlog = len(found) >= self.at_once
+            left -= len(found)
+            self.backlog = bool(found) and left > 0
             if id(inbox) in standing:
                 inbox.granted.extend(found)
             elif found:  # its lane has ended meanwhile
                 numbers = [claim.id for claim in found]
                 self._returned.append(Returned(deliveries=numbers, result="its lane ended"))
+
+    def _portion(self, wish: Wish) -> tuple[Wish, int]:
+        """A wish for no more than leaves something for other lanes; how much there is, up to a few.
+
+        At the end of a queue a lane with much of it would need a round trip for each of them.
+        """
+        shares = _SHARES * self.lanes
+        left = claims.waiting(self._db, self._destination, wish.least, shares * self.at_once)
+        if self.lanes == 1:
+            return wish, left
+        return replace(wish, most=min(self.at_once, max(1, -(-left // shares)))), left
 
     def _wish(self) -> Wish | None:
         """What may be claimed now; None for nothing. Notes whether something urgent waits."""
@@ -310,6 +364,8 @@ class Desk:
         least = due.least
         if least < due.most and self._pace.closed_for(least) is not None:
             levels = claims.levels(self._db, self._destination)
-            least = min(one for one in levels if self._pace.closed_for(one) is None)
+            # The line may close for all of them in between.
+            open_for = [one for one in levels if self._pace.closed_for(one) is None]
+            least = min(open_for, default=due.most)
         oldest = self.urgent is None and self._grants % OLDEST_EVERY == OLDEST_EVERY - 1
         return Wish(most=self.at_once, least=least, oldest=oldest)

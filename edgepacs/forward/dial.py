@@ -15,7 +15,8 @@ from edgepacs.store.destinations import Destination
 IMPLICIT_VR_LE = "1.2.840.10008.1.2"
 CONNECT_SECONDS = 10.0
 ECHO_SECONDS = 10.0  # for each answer
-LIMITS = Limits(stall=30.0)
+RELEASE_SECONDS = 2.5  # a line that died while idle must not hold up what comes after it
+LIMITS = Limits(stall=30.0, release=RELEASE_SECONDS)
 
 
 def open_association(

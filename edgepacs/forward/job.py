@@ -8,6 +8,7 @@ the desk, in a thread of its own.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from edgepacs.clock import monotonic
 from edgepacs.dimse import Association, AssociationAborted
@@ -28,6 +29,8 @@ from edgepacs.store.destinations import Destination
 CONVERT_SECONDS = 2.0  # how long an association is kept open for what is being converted
 _NOT_MEASURED = 16_000  # bytes a second a line is taken for until it has been measured
 _FLUSH_SECONDS = 2.0  # for what was sent to be written down before its proof is asked for
+_SHARED_SECONDS = 0.1  # until it is looked whether others still keep what they may share
+_ASKED_SECONDS = 0.001  # beyond the desk's own answer
 _LOW = 2  # claims not begun, at which more are asked for
 
 
@@ -87,7 +90,7 @@ class Job:
         self.sending_since = 0.0  # monotonic
         self.was_open = False
         self.open = False  # an association was accepted and is not closed
-        self.proving = False  # its association only waits for proof now
+        self.leaving = False  # its association only waits for proof, or for its end
 
     # --- what there is to do -------------------------------------------------------------------
 
@@ -102,6 +105,8 @@ class Job:
         """
         if not self.batch.waiting:
             self.batch.add(self._desk.more(self, 0.0))
+        while not self.batch.waiting and self._desk.others_keep(self) and not self._desk.closing:
+            self.batch.add(self._desk.more(self, _SHARED_SECONDS))
         self.batch.await_first()
         self.settle()
         return bool(self.batch.waiting) and not self._desk.closing
@@ -119,6 +124,7 @@ class Job:
             self._fill(max(0.0, deadline - monotonic()) if seconds else None)
             left = max(0.0, deadline - monotonic())
             patience = max(left, CONVERT_SECONDS) if left else 0.0
+            self._share(begun=not seconds)
             parcel = self.batch.next(patience) if self.batch.waiting else None
             self.settle()
             if parcel is not None:
@@ -126,6 +132,13 @@ class Job:
             if parcel is not None or self.batch.waiting or not left:
                 return parcel
         return None
+
+    def next_kept(self) -> Parcel | None:
+        """As `next`; waits only as long as other lanes may share what they have not begun."""
+        while self._desk.others_keep(self) and not self._desk.closing:
+            if (parcel := self.next(_SHARED_SECONDS)) or self.batch.waiting:
+                return parcel
+        return self.next(_ASKED_SECONDS)
 
     def _make_way(self) -> None:
         """Give back what was not begun where something more urgent has arrived."""
@@ -135,6 +148,16 @@ class Job:
     def _overtaken(self, waiting: Sequence[Claim]) -> bool:
         urgent = self._desk.urgent
         return urgent is not None and all(claim.priority < urgent for claim in waiting)
+
+    def _share(self, *, begun: bool) -> None:
+        """Let lanes that have nothing to do send what is not to be begun here at once.
+
+        While the answer to one is awaited (`begun`), that is all of it.
+        """
+        going = self.batch.going()
+        given = self._desk.share(self, going if begun else going[1:], int(begun))
+        for claim in given:
+            self.batch.waiting.remove(claim)
 
     def _fill(self, patience: float | None) -> None:
         if len(self.batch.waiting) <= _LOW:
@@ -181,10 +204,25 @@ class Job:
         elif isinstance(error, PeerUnreachable) and not isinstance(error, AssociationAborted):
             # What was converted for it is kept for the next try.
             self._taken.pop(claim.id, None)
-            needs = claim.byte_length / (self.pace.rate or _NOT_MEASURED)
-            self._desk.broke(claim, error, seconds, needs)
+            self._broke(claim, error, seconds)
         else:
             self.finish(claim, Verdict(DeliveryState.QUEUED, f"the line broke: {error}"))
+
+    def doubt(self, claim: Claim, error: PeerError, seconds: float) -> None:
+        """As `broke`, when all of it had been handed on: only its answer may have been lost.
+
+        It stays in `sending` until the destination was asked; what is not there broke off. When
+        the service ends, the next one asks.
+        """
+        if isinstance(error, AssociationAborted) or not isinstance(error, PeerUnreachable):
+            self.broke(claim, error, seconds)
+        elif not self._desk.closing:
+            self._taken.pop(claim.id, None)
+            self.prover.doubt(claim.id, partial(self._broke, claim, error, seconds))
+
+    def _broke(self, claim: Claim, error: PeerError, seconds: float) -> None:
+        needs = claim.byte_length / (self.pace.rate or _NOT_MEASURED)
+        self._desk.broke(claim, error, seconds, needs)
 
     def settle(self) -> None:
         """Record what became of claims that have no way, or whose preparation failed."""
@@ -208,28 +246,34 @@ class Job:
         self, abort: Callable[[], None], seconds: float, contexts: int = CONTEXTS_MAX
     ) -> None:
         """There is a connection that `abort` ends; made in so many seconds."""
-        self.width.opened(seconds, contexts)
+        self.width.opened(seconds, contexts, self._needs())
         self.link.worked()
         self.abort_with(abort)
         self.open = self.was_open = True
+
+    def _needs(self) -> float:
+        """Seconds of the line that one of the next instances takes; 0 where nobody knows."""
+        waiting, rate = self.batch.waiting, self.pace.rate
+        if not waiting or not rate:
+            return 0.0
+        return sum(one.byte_length for one in waiting) / len(waiting) / rate
 
     def ended(self) -> None:
         """It is closed."""
         self.batch.closed()
         self.abort_with(None)
+        self.leaving = False
         if self.open:
             self.width.closed()
         self.open = False
 
     def prove(self, association: Association) -> None:
         """Ask for proof of what was sent, on the association that sent it."""
+        self.leaving = True
         self._desk.flush(_FLUSH_SECONDS)
         if not self._desk.closing:
-            self.proving = True
-            try:
-                self.prover.after(association)
-            finally:
-                self.proving = False
+            self.prover.after(association)
+        self.leaving = False
 
     @contextmanager
     def under_way(self, claim: Claim) -> Iterator["Clock"]:

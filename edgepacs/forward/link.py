@@ -46,8 +46,9 @@ Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int
 class Link:
     """The line to one destination; `echo` is how its transport asks it, raising PeerError.
 
-    It may be used when `wait()` is 0 and it is up, or `probe()` says so now. `probe` belongs to
-    one thread; everything else may be called from any. Nothing is raised.
+    It may be used when `wait()` is 0 and it is up, or `probe()` says so now; or `reach()` does, and
+    what is asked of it then is the probe. Both belong to one thread; everything else may be
+    called from any. Nothing is raised.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Link:
         self._proven = False  # something has worked since it broke last
         self._trusted = False  # it had, before it broke: no echo is needed once it is reached
         self._failures = 0  # exchanges that failed since something worked
+        self._reached = False  # a connect came through, and whatever was to follow is awaited
         self._round_trip = usage.measured(store.db, destination.id).round_trip_ms / 1000
         self._written = (destination.link, destination.link_note)
         self._written_at = 0.0  # 0: not by this process
@@ -112,12 +114,12 @@ class Link:
         The first of several lanes that lose theirs at once decides; `probe` finds out the rest.
         """
         with self._lock:
-            if self._state not in (LinkState.UP, LinkState.UNKNOWN):
+            if self._state not in (LinkState.UP, LinkState.UNKNOWN) and not self._reached:
                 return
             self._failed(error)
 
-    def probe(self) -> bool:
-        """Ask whether the line is up, in a few seconds at most where nobody is there."""
+    def reach(self) -> bool:
+        """Whether somebody listens there now; `worked` or `broke` says what came of it then."""
         begun = monotonic()
         self._follow_clock()
         try:
@@ -129,7 +131,15 @@ class Link:
                 self._missed(error, monotonic() - begun)
             return False
         self._feel(trip)
-        if not self._trusted:
+        self._reached = True
+        return True
+
+    def probe(self) -> bool:
+        """Ask whether the line is up, in a few seconds at most where nobody is there."""
+        begun = monotonic()
+        if not self.reach():
+            return False
+        if not self._trusted and self._worked_at <= begun:
             try:
                 self._echo(self._store, self.destination)
             except PeerError as error:
@@ -177,7 +187,7 @@ class Link:
     def _note(self, state: LinkState, words: str) -> None:
         """Keep the state, and write down what is news; other words for the same now and then."""
         now = monotonic()
-        self._state = state
+        self._state, self._reached = state, False
         same_state = state is self._written[0]
         if self._written == (state, words):
             return

@@ -7,7 +7,7 @@ by its own UID. Everything that is under way stands in the store: this process m
 """
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from types import MappingProxyType
 
@@ -25,6 +25,7 @@ from edgepacs.dimse.contexts import IMPLICIT_VR_LE, STORAGE_COMMITMENT_PUSH
 from edgepacs.dimse.status import UNRECOGNISED_OPERATION, Category
 from edgepacs.errors import NotAdmitted, PeerBusy, PeerError, PeerRefused, PeerUnreachable
 from edgepacs.forward import dial, inquiry
+from edgepacs.forward.quirks import quirk_of
 from edgepacs.model import UID, Callback, DeliveryState, ProofWanted
 from edgepacs.store import Store, commitments, terms
 from edgepacs.store.commitments import Fate, Judgement, Request, Sought
@@ -36,6 +37,7 @@ BATCH = 500  # instances in one commitment request: some 60 KB
 REQUESTS = 4  # on one association, which keeps as many reports that come early
 QUERIES = 200  # instances asked for in one turn
 GATHER_MS = 5_000  # so long lanes may ask themselves, and others are gathered for one association
+DOUBTS_SECONDS = 4.0  # until it is asked again for what a broken line has left in doubt
 IDLE_SECONDS = 30.0
 DAY_SECONDS = 24 * 60 * 60.0  # what a destination does not offer is asked for again after a day
 LISTEN_SECONDS: Mapping[Callback, float] = MappingProxyType(
@@ -78,6 +80,8 @@ class Prover:
         self._no_queries = 0.0  # monotonic: until when the destination is not queried
         self._sent_since = inf  # monotonic: when what a lane has sent meanwhile is gathered
         self._failures = 0  # queries that failed, one after the other
+        self._broken_off: dict[int, Callable[[], None]] = {}  # deliveries in doubt
+        self._ask_doubts_at = 0.0  # monotonic
 
     @property
     def contexts(self) -> tuple[ProposedContext, ...]:
@@ -87,6 +91,13 @@ class Prover:
     def _reports(self) -> bool:
         """Whether reports may come."""
         return commitments.callback(self._db, self._id) is not Callback.NEVER
+
+    def doubt(self, delivery: int, absent: Callable[[], None]) -> None:
+        """A line broke when all of a delivery had been sent: `round` asks whether it has arrived.
+
+        `absent` is called, in the thread of `round`, where it has not. From any thread.
+        """
+        self._broken_off[delivery] = absent
 
     def sent(self) -> None:
         """A lane has ended: what it sent is to be proved, soon."""
@@ -141,7 +152,7 @@ class Prover:
     def _listen(self, association: Association, request: Request) -> None:
         """Take reports that come on the association that asked, until that on `request` has."""
         patience = LISTEN_SECONDS[commitments.callback(self._db, self._id)]
-        deadline = monotonic() + patience
+        deadline = monotonic() + (0.0 if _reports_apart(association) else patience)
         waiting = True
         while waiting:
             message = association.listen(max(0.0, deadline - monotonic()))
@@ -176,13 +187,15 @@ class Prover:
         """Seconds until `round` is due, if sooner than it said: a report came, or more was sent."""
         if commitments.reported(self._db, self._id):
             return 0.0
-        return max(0.0, self._sent_since - monotonic())
+        doubts = self._ask_doubts_at if self._broken_off else inf
+        return max(0.0, min(self._sent_since, doubts) - monotonic())
 
     def round(self) -> float:
         """Act on reports, and ask and query for what is due; seconds until the next turn.
 
         Raises PeerError where the line or the peer ends it: nothing is lost by that.
         """
+        self._settle_broken_off()
         self._sent_since = inf
         commitments.settle(self._db, self._id, judge)
         self._expire()
@@ -324,15 +337,40 @@ class Prover:
         all where the destination answers no queries, is queued. Raises PeerUnreachable, and
         PeerRefused when nobody is let in: the doubts then stay as they are.
         """
-        new = DeliveryState.SENT if self._offers_commitment() else DeliveryState.CONFIRMED_BY_QUERY
         while items := commitments.doubts(self._db, self._id, most=QUERIES):
-            try:
-                there = self._found(items)
-            except (*_NOT_NOW, PeerBusy):  # it may be asked later
-                raise
-            except PeerError:
-                there = set()
-            commitments.resolve(self._db, self._id, items, there, new)
+            commitments.resolve(self._db, self._id, items, self._arrived(items), self._once_there)
+
+    @property
+    def _once_there(self) -> DeliveryState:
+        offered = self._offers_commitment()
+        return DeliveryState.SENT if offered else DeliveryState.CONFIRMED_BY_QUERY
+
+    def _arrived(self, items: Sequence[Sought]) -> Collection[str]:
+        """Which of them are there; none, where the destination answers no queries."""
+        try:
+            return self._found(items)
+        except (*_NOT_NOW, PeerBusy):  # it may be asked later
+            raise
+        except PeerError:
+            return set()
+
+    def _settle_broken_off(self) -> None:
+        """The same for what a broken line has left, while lanes send on."""
+        pending = dict(self._broken_off)
+        if not pending:
+            return
+        self._ask_doubts_at = monotonic() + DOUBTS_SECONDS
+        items = commitments.doubted(self._db, self._id, pending)
+        there = self._arrived(items) if items else ()
+        arrived = [one for one in items if one.sop_instance_uid in there]
+        if arrived:
+            commitments.resolve(self._db, self._id, arrived, there, self._once_there)
+        for number in pending:
+            del self._broken_off[number]
+        for one in items:
+            if one.sop_instance_uid not in there:
+                pending[one.delivery]()
+        self._ask_doubts_at = 0.0
 
 
 # --- in words ------------------------------------------------------------------------------------
@@ -360,6 +398,12 @@ def habits(store: Store, destination: Destination) -> str:
         return f"offers no storage commitment; {found}"
     way = commitments.callback(store.db, destination.id)
     return f"offers storage commitment, {_CALLS[way]}; {found}"
+
+
+def _reports_apart(association: Association) -> bool:
+    """Whether the peer is known never to report on the association that asked."""
+    agreed = association.agreement
+    return quirk_of(agreed.implementation_class_uid, agreed.implementation_version).commitment_apart
 
 
 def _accepts(store: Store, destination: Destination, pair: tuple[UID, UID]) -> bool:

@@ -15,16 +15,14 @@ from edgepacs.dimse.requestor import CONTEXTS_MAX
 class Quirk:
     """What to mind with implementations whose class UID or version name match `pattern`.
 
-    `contexts` is how many presentation contexts it takes, `pdu_length` the longest PDU in bytes
-    whatever it negotiates, 0 without a limit; `commitment_apart` says that it answers storage
-    commitment only on an association of its own.
+    `contexts` is how many presentation contexts it takes; `commitment_apart` says that it reports
+    on storage commitment only on an association of its own.
     """
 
     pattern: str
     seen: date
     reason: str
     contexts: int = CONTEXTS_MAX
-    pdu_length: int = 0
     commitment_apart: bool = False
 
 

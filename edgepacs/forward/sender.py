@@ -111,6 +111,9 @@ class Sender:
         words, succeeded = "the destination is gone", False
         if destination is not None:
             succeeded, words = echo_in_words(self._store, destination)
+            if succeeded and (courier := self._couriers.get(destination.id)):
+                courier.gear.link.wake()
+                courier.ring()
         errands.answer(self._store.db, errand.id, succeeded=succeeded, result=words)
         self._errands.discard(errand.id)
 

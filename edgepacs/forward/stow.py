@@ -24,7 +24,6 @@ from edgepacs.errors import (
     PeerError,
     PeerRefused,
     PeerUnreachable,
-    StorageFault,
     Tampered,
     Undecodable,
 )
@@ -207,8 +206,6 @@ class _Sending:
     def _opened(self, parcel: Parcel) -> _Part | None:
         try:
             return _opened(self.job.store, parcel)
-        except StorageFault:
-            raise
         except EdgePacsError as error:
             self._unreadable(parcel.claim, error)
             return None
@@ -236,8 +233,6 @@ class _Sending:
                     answer = self.client.post("/studies", media_type, whole, body)
             except PeerError as error:
                 self._unanswered(parts, error)
-                raise
-            except StorageFault:
                 raise
             except EdgePacsError as error:
                 self._broken_off(parts, error)
@@ -285,8 +280,9 @@ class _Sending:
         surely_not = isinstance(error, PeerRefused)
         self.job.put_back([one.claim for one in parts if surely_not or not one.begun])
         for part in parts:
-            if part.begun and not part.whole and not surely_not:
-                self.job.broke(part.claim, error, monotonic() - part.begun)
+            if part.begun and not surely_not:
+                end = self.job.doubt if part.whole else self.job.broke
+                end(part.claim, error, monotonic() - part.begun)
 
     def _asked_for_patience(self, parts: Sequence[_Part], busy: PeerBusy) -> None:
         """429 or 503: the line is up, and nothing of the request was taken."""

@@ -11,12 +11,12 @@ from edgepacs.custody.outgoing import outgoing
 from edgepacs.dimse import Association, Limits, NoContextAccepted
 from edgepacs.dimse.message import StoreResponse
 from edgepacs.dimse.status import lookup
-from edgepacs.errors import EdgePacsError, NotFound, PeerError, StorageFault, Tampered
+from edgepacs.errors import EdgePacsError, NotFound, PeerError, Tampered
 from edgepacs.forward.batch import Parcel, Verdict
-from edgepacs.forward.dial import LIMITS, open_association
+from edgepacs.forward.dial import ECHO_SECONDS, LIMITS, open_association
 from edgepacs.forward.dial import echo as echo  # noqa: PLC0414  one of the two ways of a transport
 from edgepacs.forward.job import Job
-from edgepacs.model import UID, DeliveryState
+from edgepacs.model import UID, DeliveryState, LinkState
 from edgepacs.pixels.syntaxes import syntax
 from edgepacs.store import claims, deliveries, instances
 from edgepacs.store.claims import Claim
@@ -24,6 +24,8 @@ from edgepacs.store.deliveries import LOSSY_RESPONSE, RESPONSE
 from edgepacs.telemetry import failpoint
 
 LINGER_SECONDS = 2.0  # how long an association is kept open for what is new
+_LEAST_LINGER = 0.001  # when proof has taken longer than that
+PROVE_SECONDS = 5.0  # from one request for proof on an association to the next
 COMING = 200  # queued instances whose presentation contexts are proposed ahead
 _UNSENT_LEAST, _UNSENT_MOST = 16_384, 262_144  # bytes the kernel may hold unsent
 _UNSENT_SECONDS = 0.5  # of the measured rate, likewise
@@ -44,6 +46,7 @@ def carry(job: Job) -> None:
     try:
         association = open_association(job.store, job.destination, proposed, own, _limits(job))
     except NoContextAccepted:
+        job.link.worked()  # it answers, and knows us
         job.batch.learn(proposed, ())
         job.settle()
         return
@@ -54,12 +57,15 @@ def carry(job: Job) -> None:
         accepted = {pair for pair in proposed if association.accepted(*pair) is not None}
         job.batch.learn(proposed, accepted)
         job.settle()
-        if _Sending(job, association).run():
-            job.prove(association)
+        _Sending(job, association).run()
+        job.leaving = True
 
 
 def _limits(job: Job) -> Limits:
     longest = min(LIMITS.send_pdu_length, max(job.pace.write_bytes, _UNSENT_LEAST))
+    if job.link.state is not LinkState.UP:  # this is the probe
+        artim = min(ECHO_SECONDS, LIMITS.artim)
+        return replace(LIMITS, send_pdu_length=longest, artim=artim)
     if job.width.alone:
         return replace(LIMITS, send_pdu_length=longest)
     # Who does not answer soon while others are served takes no more of them.
@@ -83,20 +89,38 @@ class _Sending:
     job: Job
     association: Association
 
-    def run(self) -> int:
-        """Send until there is nothing more for this association; how many were sent."""
-        sent = 0
+    def run(self) -> None:
+        """Send, and ask for proof of it, until there is nothing more for this association.
+
+        Proof is asked for as soon as nothing is left to send, and not too often where instances
+        come one by one; only then is it waited for what is new.
+        """
+        unproved, not_before = 0, 0.0
         ready = self._next(LINGER_SECONDS)
         while ready is not None:
             following = None
             if self.job.may_leave(ready.claim):
                 following = self._send(ready)
-                sent += 1
-            ready = following or self._next(LINGER_SECONDS)
-        return sent
+                unproved += 1
+            ready = following or self._first(self.job.next_kept)
+            leave_at = monotonic() + LINGER_SECONDS
+            if ready is None and unproved and monotonic() >= not_before:
+                self._prove()
+                unproved, not_before = 0, monotonic() + PROVE_SECONDS
+            ready = ready or self._next(max(_LEAST_LINGER, leave_at - monotonic()))
+        if unproved:
+            self._prove()
+
+    def _prove(self) -> None:
+        if self.association.is_open:
+            self.job.prove(self.association)
 
     def _next(self, seconds: float) -> _Ready | None:
-        while self.association.is_open and (parcel := self.job.next(seconds)):
+        return self._first(lambda: self.job.next(seconds))
+
+    def _first(self, parcels: Callable[[], Parcel | None]) -> _Ready | None:
+        """The first of them that can be read."""
+        while self.association.is_open and (parcel := parcels()):
             if ready := self._ready(parcel):
                 return ready
         return None
@@ -138,9 +162,10 @@ class _Sending:
         return going.transfer_syntax_uid, going.sop_instance_uid, going.chunks
 
     def _unreadable(self, claim: Claim, error: EdgePacsError) -> None:
-        """Our own copy is the problem, which the next association cannot help."""
-        if isinstance(error, StorageFault):
-            raise error
+        """Our own copy is the problem, which the next association cannot help.
+
+        Also where the device fails: only what cannot be written ends this role (the desk's).
+        """
         lost = isinstance(error, Tampered | NotFound)
         state = DeliveryState.FAILED if lost else DeliveryState.QUEUED
         self.job.finish(claim, Verdict(state, f"{deliveries.NOT_SENT}{error}"))
@@ -164,7 +189,8 @@ class _Sending:
             except PeerError as error:
                 if following is not None:
                     job.give_back(following.claim, f"the line broke before its turn: {error}")
-                job.broke(claim, error, clock.seconds)
+                end = job.doubt if clock.handing else job.broke
+                end(claim, error, clock.seconds)
                 raise
             clock.answered(claim.byte_length)
         failpoint("forward.sent")

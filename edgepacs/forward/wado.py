@@ -11,7 +11,7 @@ from dataclasses import replace
 from edgepacs.custody import ingest
 from edgepacs.errors import EdgePacsError, InvalidValue, PeerRefused, PeerUnreachable
 from edgepacs.forward.priors import MATCHES_MOST, Haul, Match, chosen
-from edgepacs.forward.web_client import Streamed, WebClient, WebDataSet
+from edgepacs.forward.web_client import WebClient, WebDataSet
 from edgepacs.model import Origin, uid
 from edgepacs.store import prefetches
 
@@ -20,6 +20,7 @@ _ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _PAGE = 500  # instances listed at a time
 _PAGES_MOST = 100
 _HEADERS_MOST = 16_384  # bytes before one part
+_NO_DICOMWEB = "the destination answers retrievals, but not as DICOMweb does"
 _STUDY, _SERIES, _INSTANCE = "0020000D", "0020000E", "00080018"
 _PATIENT_ID, _ISSUER, _STUDY_DATE = "00100020", "00100021", "00080020"
 
@@ -112,7 +113,9 @@ def _bring(haul: Haul, client: WebClient, study: str, path: str) -> None:
     with client.stream(path, _ACCEPT) as answer:
         if not 200 <= answer.status < 300:
             raise answer.refusal()
-        for part in Parts(answer, haul.watched(answer.pieces())):
+        if answer.media_type != "multipart/related" or not answer.boundary:
+            raise PeerRefused(_NO_DICOMWEB)
+        for part in Parts(answer.boundary, haul.watched(answer.pieces())):
             _take(haul, study, part)
             haul.require_leave()
 
@@ -135,11 +138,9 @@ class Parts:
     that was come to. Little more is held than what one `read` gives.
     """
 
-    def __init__(self, answer: Streamed, pieces: Iterator[bytes]) -> None:
-        if answer.media_type != "multipart/related" or not answer.boundary:
-            raise PeerRefused("the destination answers retrievals, but not as DICOMweb does")
+    def __init__(self, boundary: str, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._delimiter = b"\r\n--" + answer.boundary.encode("ascii", "replace")
+        self._delimiter = b"\r\n--" + boundary.encode("ascii", "replace")
         self._held = bytearray(b"\r\n")  # the first delimiter may lack the line end before it
 
     def __iter__(self) -> Iterator["Parts"]:
@@ -169,7 +170,7 @@ class Parts:
             return False
         while (blank := self._held.find(b"\r\n\r\n", start)) < 0:
             if len(self._held) > start + _HEADERS_MOST:
-                raise PeerRefused("the destination answers retrievals, but not as DICOMweb does")
+                raise PeerRefused(_NO_DICOMWEB)
             self._more()
         del self._held[: blank + 4]
         return True

@@ -6,12 +6,15 @@ not is taken back and remembered for a while.
 """
 
 import threading
+from collections.abc import Callable
+from math import ceil
 
 from edgepacs.clock import monotonic
 from edgepacs.dimse.requestor import CONTEXTS_MAX
 
 MOST = 4
 REMEMBER_SECONDS = 600.0  # what was learnt about a width, until it is tried once more
+_LEAST_TRIP = 0.025  # seconds there and back, from which on one association is too few
 _LEAST_IDLE = 0.03  # share of its time an association waits, below which another gains nothing
 _LEAST_GAIN = 1.03  # by which another association must make the whole faster
 _INSTANCES = 3  # of each association, before its width is judged
@@ -23,13 +26,15 @@ _PATIENCE_SECONDS = 3.0
 class Width:
     """How many lanes one destination gets; from any thread.
 
-    `fixed` is what a person has set, 0 for as measured.
+    `fixed` is what a person has set, 0 for as measured; `known` what was best when the line was
+    last used, 0 where nobody knows. `news` is called when an association has been accepted.
     """
 
-    def __init__(self, fixed: int) -> None:
+    def __init__(self, fixed: int, known: int = 0, news: Callable[[], None] = lambda: None) -> None:
+        self._news = news
         self._lock = threading.Lock()
         self._fixed = fixed
-        self._lanes = fixed or 1
+        self._lanes = fixed or max(1, min(known, MOST))
         self._most = fixed or MOST
         self._hold_until = 0.0  # monotonic: no other width is tried before
         self._rates: dict[int, float] = {}  # bytes a second, by number of lanes
@@ -53,15 +58,29 @@ class Width:
         with self._lock:
             return self._lanes
 
-    def opened(self, seconds: float, contexts: int) -> None:
-        """An association was accepted so long after it was asked for: a round trip, and more.
+    def opened(self, seconds: float, contexts: int, needs: float = 0.0) -> None:
+        """An association was accepted so long after it was asked for: two round trips, and more.
 
-        The peer takes `contexts` presentation contexts.
+        The peer takes `contexts` presentation contexts; the next instance `needs` so many seconds
+        of the line, 0 where that is not known.
         """
         with self._lock:
             self._open += 1
             self.round_trip = min(self.round_trip or seconds, seconds)
             self.contexts = contexts
+            if self._lanes == 1 and not self._fixed and monotonic() >= self._hold_until:
+                self._lanes = self._guess(seconds / 2, needs)
+        self._news()
+
+    def _guess(self, trip: float, needs: float) -> int:
+        """How many lanes fill a line that would else be empty for a round trip each time."""
+        if trip < _LEAST_TRIP:
+            return 1
+        if not needs:
+            return 2
+        if trip < _LEAST_IDLE * (trip + needs):
+            return 1
+        return min(self._most, 1 + ceil(trip / needs))
 
     def closed(self) -> None:
         """One of them has ended."""

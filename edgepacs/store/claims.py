@@ -369,6 +369,19 @@ def due(db: Database, destination: int) -> Due | None:
     return Due(int(first[0]), int(last[0]))
 
 
+def waiting(db: Database, destination: int, least: int, most: int) -> int:
+    """How many deliveries of priority `least` and above may be claimed now, counted up to `most`.
+
+    Without those that are tried only when nothing else waits.
+    """
+    sql = (
+        "SELECT COUNT(*) FROM (SELECT 1 FROM delivery WHERE state = 'queued' AND destination = ?1 "  # noqa: S608
+        f"AND {_DUE} AND priority >= ?3 AND breaks < {HARD} LIMIT ?4)"
+    )
+    with db.read() as tx:
+        return tx.number(sql, destination, wall_ms(), least, most)
+
+
 def coming(db: Database, destination: int, most: int) -> list[tuple[UID, UID]]:
     """SOP class and transfer syntax of what is queued next, each pair once.
 

@@ -470,6 +470,14 @@ def doubts(db: Database, destination: int, *, most: int) -> list[Sought]:
         return tx.records(Sought, sql, destination, most)
 
 
+def doubted(db: Database, destination: int, among: Collection[int]) -> list[Sought]:
+    """Those of the deliveries `among` that are still in `sending`, a line having broken there."""
+    numbers = ", ".join(str(int(one)) for one in among)
+    with db.read() as tx:
+        sql = f"{_SOUGHT} AND delivery.state = 'sending' AND delivery.id IN ({numbers})"
+        return tx.records(Sought, sql, destination)
+
+
 def resolve(
     db: Database,
     destination: int,

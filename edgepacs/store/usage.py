@@ -94,21 +94,22 @@ class Measured:
     """What was measured on a line when it was last used; 0 where nothing was yet.
 
     `rate` is in bytes of data set a second, over minutes of sending; `round_trip_ms` is that of
-    a TCP connect.
+    a TCP connect, `lanes` how many associations at once were best.
     """
 
     rate: int = 0
     round_trip_ms: int = 0
+    lanes: int = 0
 
 
 def measured(db: Database, destination: int) -> Measured:
-    """The rate and the round trip of a line."""
+    """The rate, the round trip and the width of a line."""
     with db.read() as tx:
         return _measured(tx, destination)
 
 
 def _measured(tx: Transaction, destination: int) -> Measured:
-    sql = "SELECT rate, round_trip_ms FROM line_measure WHERE destination = ?"
+    sql = "SELECT rate, round_trip_ms, lanes FROM line_measure WHERE destination = ?"
     found = tx.records(Measured, sql, destination)
     return found[0] if found else Measured()
 
@@ -118,6 +119,13 @@ def set_round_trip(db: Database, destination: int, round_trip_ms: int) -> None:
     with db.write() as tx:
         if _exists(tx, destination):
             _measure(tx, destination, "round_trip_ms", round_trip_ms)
+
+
+def set_lanes(db: Database, destination: int, lanes: int) -> None:
+    """Remember how many associations at once are best for a line."""
+    with db.write() as tx:
+        if _exists(tx, destination):
+            _measure(tx, destination, "lanes", lanes)
 
 
 def _measure(tx: Transaction, destination: int, column: str, value: int) -> None:

@@ -93,6 +93,7 @@ class Odd:
         self._rejection = rejection
         self.requests: list[str] = []
         self.associations = 0
+        self.serving = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._threads = [threading.Thread(target=self._listen, daemon=True)]
@@ -129,9 +130,16 @@ class Odd:
     def _serve(self, connection: socket.socket, address: tuple[str, int]) -> None:
         with suppress(Exception), accept(connection, address, self, Limits(linger=0.2)) as one:
             self.associations += 1
-            for message in one.messages():
-                if message.data is None:
-                    one.respond(message, 0)
-                    continue
-                self.requests.append(message.command.sop_instance_uid)
-                self._answer(one, message, b"".join(map(bytes, message.data)))
+            self.serving += 1
+            try:
+                self._attend(one)
+            finally:
+                self.serving -= 1
+
+    def _attend(self, association: Association) -> None:
+        for message in association.messages():
+            if message.data is None:
+                association.respond(message, 0)
+                continue
+            self.requests.append(message.command.sop_instance_uid)
+            self._answer(association, message, b"".join(map(bytes, message.data)))

@@ -219,6 +219,7 @@ def test_a_peer_that_takes_more_or_less_than_before_is_noticed(store: Store) -> 
                 store.ring("forward")
                 done(store, *["sent"] * number)
                 assert peer.got[part.sop_instance][0] == expected
+                until(lambda: not scp.serving, "nothing goes on an old association")
 
 
 def test_what_was_refused_is_asked_about_again_another_day(store: Store) -> None:

@@ -350,6 +350,8 @@ class Shaper:
                     self._carry(connection, now)
                 except OSError:  # one end is gone: the other learns of it
                     self._reset(connection)
+        if self._live:  # who found the modem full is the first to find room in it
+            self._live.append(self._live.pop(0))
         held = sum(half.held for one in self._live for half in one.halves)
         self.most_held = max(self.most_held, held)
         return min((self._pause(one, now) for one in self._live if not one.frozen), default=_IDLE)

@@ -168,9 +168,9 @@ def test_without_a_delivery_nothing_goes(store: Store) -> None:
     assert evict(store, receipt.study_id) == 0
 
 
-def test_a_prior_fetched_from_outside_stays(store: Store, pacs: int) -> None:
+def test_a_prior_fetched_from_outside_stays_for_a_day(store: Store, pacs: int) -> None:
     receipt = take_in(store, origin=Origin.PREFETCH)
-    assert kept(store, receipt.study_id) is Kept.UNWANTED
+    assert kept(store, receipt.study_id) is Kept.RECENT
 
 
 def test_every_destination_must_have_it(store: Store, pacs: int) -> None:
