@@ -72,7 +72,7 @@ test: $(STAMPS)/test peers ## all tests, peers included; PYTEST="-k word" narrow
 
 .PHONY: test-core
 test-core: $(STAMPS)/test ## the tests that need no other programs
-	@$(py) -m pytest -m "not peers and not soak" $(PYTEST)
+	@$(py) -m pytest -m "not peers and not soak and not line" $(PYTEST)
 
 .PHONY: check
 check: $(STAMPS)/check ## lint, format, types, layers, locks, licences, units

@@ -25,6 +25,8 @@ from harness.waiting import until
 
 from edgepacs.model import DeliveryState
 
+pytestmark = pytest.mark.line
+
 MakeBox = Callable[[], Box]
 _D = DeliveryState
 _NOT_FOR_PEOPLE = re.compile(r"Errno|Traceback|Exception|<class|\bNone\b|\{|\}|0x[0-9a-f]{8}")

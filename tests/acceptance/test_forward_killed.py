@@ -8,11 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from harness import corpus, made, outbox, sender
 from harness.box import Box
 from harness.part10 import Part10
 from harness.recorder import Commitment, RecordingSCP
 from harness.waiting import until
+
+pytestmark = pytest.mark.line
 
 MakeBox = Callable[[], Box]
 

@@ -15,6 +15,8 @@ from harness.waiting import stays, until
 from edgepacs.forward.width import MOST
 from edgepacs.model import DeliveryState
 
+pytestmark = pytest.mark.line
+
 MakeBox = Callable[[], Box]
 
 RETURN_SECONDS = 5.0

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from harness import corpus
 from harness.box import Box
 from harness.recorder import Commitment, RecordingSCP
@@ -15,6 +16,8 @@ from store.making import take_in
 
 from edgepacs import config
 from edgepacs.store import Store, opened
+
+pytestmark = pytest.mark.line
 
 _PER_STUDY = 200
 _FIRST_SEND_SECONDS = 10.0

@@ -21,6 +21,8 @@ from powercut import disk, node
 
 from edgepacs.model import DeliveryState
 
+pytestmark = pytest.mark.line
+
 MakeBox = Callable[[], Box]
 
 DAYS = 30

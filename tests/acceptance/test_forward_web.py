@@ -15,6 +15,8 @@ from harness.web_recorder import RecordingWeb
 
 from edgepacs.model import DeliveryState
 
+pytestmark = pytest.mark.line
+
 MakeBox = Callable[[], Box]
 _D = DeliveryState
 
