@@ -125,22 +125,38 @@ def _prepare_process(role: str) -> None:
 
 
 def _stop_on_signals() -> threading.Event:
+    """Set at SIGTERM or SIGINT, by a thread of its own.
+
+    A handler runs inside whatever the main thread does: were it to set the event itself, a second
+    signal, or one inside the event's own wait, would wait for ever for the lock it interrupted.
+    """
     stop = threading.Event()
+    asked, asking = os.pipe()
+    os.set_blocking(asking, False)  # thousands of signals: the first was enough
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: _ask(asking))
+    _set_when_readable(stop, asked)
     return stop
 
 
-def _stop_with_parent(stop: threading.Event) -> None:
-    lifeline = os.environ.pop(_LIFELINE, "")
-    if not lifeline:
-        return
+def _ask(asking: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.write(asking, b".")
+
+
+def _set_when_readable(stop: threading.Event, descriptor: int) -> None:
+    """Set `stop` once there is something to read, or the other end is closed."""
 
     def watch() -> None:
-        os.read(int(lifeline), 1)  # returns only when the other end is closed
+        os.read(descriptor, 1)
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    if lifeline := os.environ.pop(_LIFELINE, ""):
+        _set_when_readable(stop, int(lifeline))
 
 
 def _strays_if_alone(store: Store) -> Strays:

@@ -107,6 +107,16 @@ def test_serve_runs_all_roles_and_ends_them(node: config.Config) -> None:
         assert not listens(node.dicom.port)
 
 
+def test_many_signals_at_once_end_it_as_one_does(node: config.Config) -> None:
+    """Ctrl-C reaches the whole group, and a supervisor asks once more."""
+    for _ in range(3):
+        with running(node, "serve") as process:
+            until(lambda: set(children(process)) == set(roles.ROLES), "four roles run")
+            for number in [signal.SIGINT, signal.SIGTERM] * 2000:
+                process.send_signal(number)
+            assert ends(process) == 0
+
+
 def test_a_role_that_dies_is_started_again_and_the_others_stay(node: config.Config) -> None:
     with running(node, "serve") as process:
         until(lambda: listens(node.dicom.port), "the receiver listens")

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EDGEPACS = Path(sys.executable).parent / "edgepacs"
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 STARTUP_SECONDS = 60
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDING_SECONDS = 20
 
 NGINX_MAIN = """\
@@ -187,9 +188,16 @@ def relative(path: Path) -> Path:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """Signal handler: leave the waiting."""
+    """Signal handler: leave the waiting, once; what asks again disturbs the end no more."""
     del number, frame
+    ignore_signals()
     raise Stopped
+
+
+def ignore_signals() -> None:
+    """The children are being ended: there is nothing left to ask for."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end(children: list[subprocess.Popen[bytes]]) -> int:
@@ -224,7 +232,7 @@ def main() -> int:
     commands = [[str(EDGEPACS), "--config", str(configuration), "serve"]]
     if options.lan_port:
         commands.append(nginx_command(options.node, web, options.lan_port))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, stop)
     children: list[subprocess.Popen[bytes]] = []
     try:
@@ -235,8 +243,7 @@ def main() -> int:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     except Stopped:
         pass
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     return end(children)
 
 
