@@ -19,6 +19,7 @@ ObjectId = NewType("ObjectId", bytes)  # 16 random bytes; names one sealed objec
 InstanceId = NewType("InstanceId", int)  # row number; also the order of arrival
 SeriesId = NewType("SeriesId", int)
 StudyId = NewType("StudyId", int)
+EntryId = NewType("EntryId", int)  # of the worklist
 
 UID_MAX_LENGTH = 64  # PS3.5 9.1
 AE_TITLE_MAX_LENGTH = 16  # PS3.5 6.2, VR AE
@@ -124,6 +125,52 @@ class WorklistMatch(State):
     MATCHED = "matched", "an entry of the worklist names it"
     UNMATCHED = "unmatched", "looked for in the worklist and not found"
     NONE = "none", "not looked for yet"
+
+
+class EntryState(State):
+    """How far one scheduled procedure step of the worklist has come."""
+
+    SCHEDULED = "scheduled", "waits to be done; modalities are offered it"
+    STARTED = "started", "a modality has said that it has begun it"
+    COMPLETED = "completed", "done"
+    DISCONTINUED = "discontinued", "begun, and broken off"
+    CANCELLED = "cancelled", "the order was cancelled"
+    RETIRED = "retired", "its source has it no more, or it is long past; kept, no longer offered"
+
+
+_E = EntryState
+ENTRY_TRANSITIONS: Mapping[EntryState, frozenset[EntryState]] = {
+    _E.SCHEDULED: frozenset({_E.STARTED, _E.COMPLETED, _E.DISCONTINUED, _E.CANCELLED, _E.RETIRED}),
+    _E.STARTED: frozenset({_E.COMPLETED, _E.DISCONTINUED, _E.CANCELLED, _E.SCHEDULED}),
+    _E.COMPLETED: frozenset({_E.SCHEDULED}),
+    _E.DISCONTINUED: frozenset({_E.SCHEDULED, _E.STARTED, _E.CANCELLED}),
+    _E.CANCELLED: frozenset({_E.SCHEDULED}),
+    _E.RETIRED: frozenset({_E.SCHEDULED, _E.STARTED, _E.COMPLETED, _E.DISCONTINUED, _E.CANCELLED}),
+}
+
+
+class EntryOrigin(State):
+    """Where an entry of the worklist came from."""
+
+    HL7 = "hl7", "an HL7 v2 message"
+    UPSTREAM = "upstream", "the worklist of the central RIS, asked on a schedule"
+    LOCAL = "local", "entered here by a person"
+    IMPORT = "import", "read from a file by a person"
+
+
+class StepState(State):
+    """How far one performed procedure step has come (PS3.3 C.4.14)."""
+
+    IN_PROGRESS = "in_progress", "the modality is at it"
+    COMPLETED = "completed", "done, and closed: nothing more may be said of it"
+    DISCONTINUED = "discontinued", "broken off, and closed: nothing more may be said of it"
+
+
+STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
+    StepState.IN_PROGRESS: frozenset({StepState.COMPLETED, StepState.DISCONTINUED}),
+    StepState.COMPLETED: frozenset(),
+    StepState.DISCONTINUED: frozenset(),
+}
 
 
 class DeliveryKind(State):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edgepacs.dimse import (
     AssociateRequest,
+    Association,
     AssociationRejected,
     ContextAnswer,
     ContextResult,
@@ -17,12 +18,13 @@ from edgepacs.dimse import (
 )
 from edgepacs.dimse.contexts import (
     STORAGE_COMMITMENT_PUSH,
-    VERIFICATION,
     native_answer,
     storage_answer,
 )
 from edgepacs.dimse.items import Roles
 from edgepacs.model import AETitle, Service
+from edgepacs.scp.conversation import Conversation
+from edgepacs.scp.services import PROVIDED
 from edgepacs.scp.shares import Place, Shares
 from edgepacs.store import Store, destinations, peers, prefetches
 from edgepacs.store.incidents import Incident
@@ -94,11 +96,11 @@ class Gate:
         """Whether what it stores must be what we have asked for by C-MOVE."""
         return self._brings_priors and Service.STORE not in self._services
 
-    @property
-    def place(self) -> Place:
-        """The place of the association that was admitted."""
+    def conversation(self, association: Association) -> Conversation:
+        """The association that was admitted, as its services see it."""
         assert self._place is not None
-        return self._place
+        assert self._known is not None
+        return Conversation(self._store, association, self._place, self._known)
 
     def limits(self, node: Limits) -> Limits:
         """The node's limits with those of the AE that was admitted."""
@@ -120,16 +122,14 @@ class Gate:
             self._place.leave()
 
     def context(self, proposed: ProposedContext) -> ContextAnswer:
-        """Storage and verification, as far as this caller may use them, and its reports."""
+        """Storage and the other services, as far as this caller may use them, and its reports."""
         if proposed.abstract_syntax == STORAGE_COMMITMENT_PUSH:
             return self._reports_answer(proposed)
-        if proposed.abstract_syntax == VERIFICATION:
-            allowed = Service.ECHO in self._services
-        else:
-            allowed = Service.STORE in self._services or self._brings_priors
-        if not allowed:
+        provided = PROVIDED.get(proposed.abstract_syntax)
+        service = provided.service if provided else Service.STORE
+        if service not in self._services and (provided or not self._brings_priors):
             return ContextAnswer(result=ContextResult.USER_REJECTION)
-        return storage_answer(proposed)
+        return native_answer(proposed) if provided else storage_answer(proposed)
 
     def _reports_answer(self, proposed: ProposedContext) -> ContextAnswer:
         """Storage commitment with roles reversed, for reports (PS3.4 J.3.3, PS3.7 D.3.3.4).

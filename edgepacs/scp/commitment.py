@@ -3,20 +3,22 @@
 They are only written down here, before they are answered; forward/ acts on them.
 """
 
-from edgepacs.dimse import Association, Field, Message, commitment
+from edgepacs.dimse import Field, Message, commitment
 from edgepacs.dimse.commitment import Report
 from edgepacs.dimse.status import UNRECOGNISED_OPERATION
 from edgepacs.errors import StorageFault
 from edgepacs.model import Callback
-from edgepacs.store import Store, commitments
+from edgepacs.scp.conversation import Conversation
+from edgepacs.store import commitments
 from edgepacs.store.incidents import Incident
 
 
-def serve(store: Store, association: Association, message: Message) -> None:
+def serve(conversation: Conversation, message: Message) -> None:
     """Answer one message of a destination as SCP of storage commitment, we being the SCU.
 
     Raises PeerError when the association breaks.
     """
+    store, association = conversation.store, conversation.association
     if message.command.field != Field.N_EVENT_REPORT_RQ:
         association.respond(message, UNRECOGNISED_OPERATION)
         return

@@ -206,7 +206,7 @@ class Listener:
             gate.leave()
 
     def _serve(self, number: int, association: Association, gate: Gate) -> None:
-        attendant = Attendant(self._store, association, gate.place, priors_only=gate.priors_only)
+        attendant = Attendant(gate.conversation(association), priors_only=gate.priors_only)
         try:
             with association:
                 attendant.serve()

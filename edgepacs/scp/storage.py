@@ -1,14 +1,14 @@
-"""The services behind one association: Verification (PS3.4 A) and Storage (PS3.4 B) as SCP.
+"""What answers the messages of one association: Storage (PS3.4 B) as SCP.
 
-What destinations report about storage commitment goes to `commitment`.
+Messages of other services go to `services`, by their abstract syntax.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from edgepacs.custody import ingest
-from edgepacs.dimse import Association, Element, Field, Message
-from edgepacs.dimse.contexts import STORAGE_COMMITMENT_PUSH
+from edgepacs.dimse import Element, Field, Message
+from edgepacs.dimse.status import SOP_CLASS_NOT_SUPPORTED, SUCCESS, UNRECOGNISED_OPERATION
 from edgepacs.errors import (
     DatasetMismatch,
     EdgePacsError,
@@ -17,28 +17,23 @@ from edgepacs.errors import (
     PeerError,
 )
 from edgepacs.model import UID, AETitle, Arrival, Caller, Origin, uid
-from edgepacs.scp import commitment
-from edgepacs.scp.shares import Place
-from edgepacs.store import Store, prefetches
+from edgepacs.scp.conversation import Conversation
+from edgepacs.scp.services import PROVIDED
+from edgepacs.store import prefetches
 from edgepacs.store.incidents import Incident
-
-SUCCESS = 0x0000
-SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.11
-UNRECOGNISED_OPERATION = 0x0211  # PS3.7 C.5.20
 
 
 class Attendant:
     """Serves the messages of one association, in order; what it takes in, in turns of its place."""
 
-    def __init__(
-        self, store: Store, association: Association, place: Place, *, priors_only: bool = False
-    ) -> None:
+    def __init__(self, conversation: Conversation, *, priors_only: bool = False) -> None:
         """`priors_only`: it may bring what we asked for by C-MOVE, and store nothing else."""
-        self._store = store
+        self._conversation = conversation
+        self._store = conversation.store
         self._priors_only = priors_only
-        self._association = association
-        self._place = place
-        agreement = association.agreement
+        self._association = conversation.association
+        self._place = conversation.place
+        agreement = self._association.agreement
         self._caller = Caller(
             calling_ae=AETitle(agreement.calling_ae),
             called_ae=AETitle(agreement.called_ae),
@@ -55,10 +50,8 @@ class Attendant:
             if message.command.sop_class_uid != message.context.abstract_syntax:
                 # What was negotiated is what was allowed: a context for C-ECHO stores nothing.
                 self._association.respond(message, SOP_CLASS_NOT_SUPPORTED)
-            elif message.context.abstract_syntax == STORAGE_COMMITMENT_PUSH:
-                commitment.serve(self._store, self._association, message)
-            elif message.command.field == Field.C_ECHO_RQ:
-                self._association.respond(message, SUCCESS)  # PS3.4 A.4
+            elif provided := PROVIDED.get(message.context.abstract_syntax):
+                provided.serve(self._conversation, message)
             elif message.command.field == Field.C_STORE_RQ:
                 self._store_instance(message)
             else:
