@@ -378,6 +378,10 @@ class Association:
         """Let the kernel hold no more than about `size` bytes that are not sent yet."""
         self._line.keep_unsent(size)
 
+    def await_sent(self, seconds: float) -> None:
+        """Wait, no longer than that, until hardly anything is left that has not been sent."""
+        self._line.await_sent(seconds)
+
     def cancel(self, context_id: int, message_id: int) -> None:
         """Send a C-CANCEL of our request `message_id` (PS3.7 9.3.2.3)."""
         elements: dict[int, Value] = {

@@ -27,6 +27,7 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 # size page by page.
 _SPARE: deque[bytearray] = deque(maxlen=8)
 _SPARE_MOST: Final = 524_288  # bytes
+_HARDLY: Final = 4096  # bytes not sent yet, below which there is hardly anything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +242,18 @@ class Line:
         with contextlib.suppress(OSError):  # closed meanwhile, which the next call says
             # The kernel doubles it, for its own bookkeeping (socket(7)).
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    def await_sent(self, seconds: float) -> None:
+        """Wait, no longer than that, until the kernel holds hardly anything it has not sent.
+
+        What was sent and is not acknowledged is not waited for: the line has it.
+        """
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile, which the next call says
+            poll = select.poll()
+            poll.register(self._socket, select.POLLOUT)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _HARDLY)
+            poll.poll(seconds * 1000)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
 
     def interrupt(self, last_words: bytes) -> None:
         """From any thread: try to send `last_words` and end both directions at once."""

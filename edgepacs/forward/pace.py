@@ -36,6 +36,9 @@ _TRICKLE_LEAST = 512.0  # bytes a second
 _TRICKLE_SECONDS = 0.5  # of the trickle, at a time
 _URGENT_SECONDS = 1.0  # after its last byte, urgent traffic still counts as under way
 _STEP_SECONDS = 0.25  # how soon a lane that gave way sees that it need not any more
+_THIN = 524_288  # bytes a second; on a faster line nobody waits for his turn
+_TURN_SECONDS = 0.25  # that an instance takes of the line, from which on lanes take turns
+_TURN_SLACK = 3.0  # seconds over twice its time, after which a turn is taken for stuck
 _MEMORY_SECONDS = 60.0  # of sending, over which the rate is measured
 _MEASURED_SECONDS = 1.0  # of sending, before the rate is believed
 _Piece = TypeVar("_Piece", bytes, memoryview)
@@ -121,6 +124,7 @@ class Pace:
         self._changed = threading.Condition()
         self._writing = threading.Lock()
         self._meter = Meter(usage.measured(store.db, destination.id).rate, monotonic())
+        self._turn_until = 0.0  # monotonic; 0.0: it is nobody's turn
         self._urgent_lanes = 0
         self._urgent_until = 0.0  # monotonic
         self._carried: dict[date, int] = {}  # bytes not yet in the table
@@ -224,6 +228,32 @@ class Pace:
                 self._meter.note(0, monotonic())
                 self._meter.sending -= 1
             self._flush_after(_UNASKED_SECONDS)
+
+    @contextmanager
+    def turn(self, size: int, priority: int) -> Iterator[bool]:
+        """While an instance of `size` bytes is handed to the line; whether in turns with others.
+
+        On a thin line lanes only fill each other's pauses: side by side they would be no faster,
+        and an outage would find all of them inside an instance that has to be sent again. Urgent
+        traffic waits for nobody; one that is stuck is waited for no longer than it should take.
+        """
+        with self._changed:
+            needs = size / self._expected()
+            turns = priority < STAT and self._expected() <= _THIN and needs >= _TURN_SECONDS
+            if turns:
+                self._changed.wait_for(lambda: not self._turn_until, self._turn_left())
+                mine = self._turn_until = monotonic() + 2 * needs + _TURN_SLACK
+        try:
+            yield turns
+        finally:
+            if turns:
+                with self._changed:
+                    if self._turn_until == mine:
+                        self._turn_until = 0.0
+                        self._changed.notify_all()
+
+    def _turn_left(self) -> float:
+        return max(0.0, self._turn_until - monotonic())
 
     def carry(self, pieces: Iterable[bytes | memoryview], priority: int) -> Iterator[memoryview]:
         """The same bytes in pieces small enough for the line, each when it may leave.

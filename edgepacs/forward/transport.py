@@ -29,6 +29,7 @@ PROVE_SECONDS = 5.0  # from one request for proof on an association to the next
 COMING = 200  # queued instances whose presentation contexts are proposed ahead
 _UNSENT_LEAST, _UNSENT_MOST = 16_384, 262_144  # bytes the kernel may hold unsent
 _UNSENT_SECONDS = 0.5  # of the measured rate, likewise
+_TAIL_SECONDS = 5.0  # for what the kernel holds of an instance to leave, before the next begins
 
 
 # --- carrying a job ----------------------------------------------------------------------------
@@ -202,15 +203,20 @@ class _Sending:
 
     def _begin(self, ready: _Ready) -> Callable[[], StoreResponse] | None:
         """Send it; what then waits for the answer. None where it turns out to be unreadable."""
-        paced = self.job.pace.carry(ready.pieces, ready.claim.priority)
+        claim, pace = ready.claim, self.job.pace
+        paced = pace.carry(ready.pieces, claim.priority)
         try:
-            return self.association.begin_store(
-                ready.context, ready.claim.sop_class_uid, ready.sop_instance, paced
-            )
+            with pace.turn(claim.byte_length, claim.priority) as in_turns:
+                answer = self.association.begin_store(
+                    ready.context, claim.sop_class_uid, ready.sop_instance, paced
+                )
+                if in_turns:
+                    self.association.await_sent(_TAIL_SECONDS)
+            return answer
         except PeerError:
             raise
         except EdgePacsError as error:  # which has aborted the association
-            self._unreadable(ready.claim, error)
+            self._unreadable(claim, error)
             return None
 
 
