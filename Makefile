@@ -83,6 +83,7 @@ check: $(STAMPS)/check ## lint, format, types, layers, locks, licences, units
 	@$(VENV)/bin/lint-imports --no-cache
 	@$(py) tools/lock.py check
 	@$(py) tools/licences.py check
+	@$(py) tools/conformance.py check
 	@tools/verify-units
 
 .PHONY: bench bench-ingest bench-growth bench-codecs bench-busy bench-compression
@@ -109,6 +110,11 @@ bench-forward: $(STAMPS)/test ## measure sending over thin lines, through an out
 
 bench-growth: $(STAMPS)/test ## measure receiving with 200,000 instances in the index
 	@exec $(py) -m bench.growth
+
+.PHONY: bench-query
+bench-query: $(STAMPS)/test ## measure C-FIND over 50,000 studies, beside Orthanc
+	@tools/apt-need orthanc:Orthanc
+	@PATH="$$PATH:/usr/sbin:/sbin" PYTHONPATH=tests exec $(py) -m bench.query
 
 .PHONY: soak
 soak: $(STAMPS)/test peers ## the tests with their full counts; the log goes to docs/evidence/
@@ -137,8 +143,9 @@ licences: $(STAMPS)/check ## write docs/licences.md
 	@$(py) tools/licences.py write
 
 .PHONY: docs
-docs: licences ## renew the tables in docs/ that come from the code
+docs: licences ## renew what in docs/ comes from the code
 	@$(py) tools/docs_tables.py
+	@$(py) tools/conformance.py write
 
 .PHONY: wheel
 wheel: $(STAMPS)/runtime ## build dist/edgepacs-*.whl

@@ -62,10 +62,23 @@ class Web:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hl7:
-    """The HL7 v2 listener; port 0 is off."""
+    """The HL7 v2 listeners, plain and TLS; port 0 is off (docs/operations.md).
+
+    `hosts` are the addresses and names that may connect, none standing for any. `mapping` is a
+    TOML file that says where senders put things. `authority` holds PEM certificates: with it only
+    clients with a certificate from there may connect by TLS. Both are relative to the
+    configuration's folder, "" for none.
+    """
 
     host: str = "0.0.0.0"  # noqa: S104
     port: int = 0
+    tls_port: int = 0
+    hosts: list[str] = field(default_factory=list)
+    mapping: str = ""
+    authority: str = ""
+    max_connections: int = 16
+    max_message_kib: int = 1024
+    idle_seconds: int = 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +143,16 @@ class Config:
     def data_dir(self) -> Path:
         """The absolute data directory."""
         return self.path.parent / self.node.data_dir
+
+    @property
+    def hl7_mapping(self) -> Path | None:
+        """The absolute path of the HL7 mapping file, if there is one."""
+        return self.path.parent / self.hl7.mapping if self.hl7.mapping else None
+
+    @property
+    def hl7_authority(self) -> Path | None:
+        """The absolute path of the certificates HL7 clients must come from, if there is one."""
+        return self.path.parent / self.hl7.authority if self.hl7.authority else None
 
     @property
     def device_key_file(self) -> Path:
@@ -218,6 +241,11 @@ def _titles(value: Any, _: type) -> list[AETitle]:
     return [_title(one, str) for one in _strictly(list, "a list of texts in quotes")(value, list)]
 
 
+def _texts(value: Any, _: type) -> list[str]:
+    given = _strictly(list, "a list of texts in quotes")(value, list)
+    return [_strictly(str, "a list of texts in quotes")(one, str) for one in given]
+
+
 def _workers(value: Any, _: type) -> Workers:
     if value == _AUTO:
         return _workers_for_this_machine()
@@ -241,6 +269,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda kind: kind is AETitle, _title)
     converter.register_structure_hook_func(lambda kind: kind is Workers, _workers)
     converter.register_structure_hook_func(lambda kind: kind == list[AETitle], _titles)
+    converter.register_structure_hook_func(lambda kind: kind == list[str], _texts)
     for kind in _SECTIONS.values():
         converter.register_structure_hook(kind, make_dict_structure_fn(kind, converter))
     return converter
@@ -256,6 +285,7 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
         ("dicom", "tls_port", config.dicom.tls_port),
         ("web", "port", config.web.port),
         ("hl7", "port", config.hl7.port),
+        ("hl7", "tls_port", config.hl7.tls_port),
     )
     for section, key, port in ports:
         if not 0 <= port <= 65535:
@@ -267,12 +297,18 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
         ("web", "max_upload_mib", config.web.max_upload_mib, 1, 1 << 20),
         ("compression", "workers", config.compression.workers, 0, 64),
         ("compression", "cpu_percent", config.compression.cpu_percent, 1, 100),
+        ("hl7", "max_connections", config.hl7.max_connections, 1, 256),
+        ("hl7", "max_message_kib", config.hl7.max_message_kib, 1, 1 << 16),
+        ("hl7", "idle_seconds", config.hl7.idle_seconds, 1, 86400),
         ("retention", "high", config.retention.high, 1, 100),
         ("retention", "low", config.retention.low, 0, config.retention.high),
         ("retention", "keep_days", config.retention.keep_days, 0, 36500),
     ):
         if not low <= value <= high:
             yield section, key, f"{value} is not between {low} and {high}"
+    for key, named in (("mapping", config.hl7_mapping), ("authority", config.hl7_authority)):
+        if named is not None and not named.is_file():
+            yield "hl7", key, f"{named} is not a file"
     if not _is_loopback(config.web.host):
         yield "web", "host", "must be a loopback address; plain HTTP never leaves this machine"
     if not config.data_dir.is_dir():
@@ -317,6 +353,9 @@ port = {http_port}
 [hl7]
 host = "0.0.0.0"
 port = 0                  # 2575 where HL7 is on
+tls_port = 0              # another port, where it is to come by TLS
+hosts = []                # addresses or names that may connect; none for any
+mapping = ""              # a TOML file: what senders put elsewhere (docs/operations.md)
 
 [keys]
 source = "file"           # file | credential

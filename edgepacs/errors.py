@@ -141,6 +141,13 @@ class Undecodable(EdgePacsError):
     exit_code = 65
 
 
+class NotOffered(EdgePacsError):
+    """An instance cannot go out in any transfer syntax that is accepted; it stays. Says why."""
+
+    http_status = 406
+    exit_code = 65
+
+
 class PeerError(EdgePacsError):
     """A peer answered no, or not at all."""
 

@@ -80,7 +80,7 @@ class InstanceState(State):
     STORED = "stored", "durable, and the version this SOP Instance UID stands for"
     COMPARING = "comparing", "other bytes under a known UID; waits to be compared with the stored"
     QUARANTINED = "quarantined", "other content under a known UID; kept until a person decides"
-    SUPERSEDED = "superseded", "replaced by a version a person chose; kept, never forwarded"
+    SUPERSEDED = "superseded", "replaced by another version, by a person; kept, never forwarded"
     DISCARDED = "discarded", "given up by a person, or found to be the same; a tombstone"
     EVICTED = "evicted", "bytes deleted after proof of delivery; a tombstone"
 
@@ -95,7 +95,7 @@ INSTANCE_TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
     _I.STORED: frozenset({_I.SUPERSEDED, _I.EVICTED}),
     _I.COMPARING: frozenset({_I.QUARANTINED, _I.DISCARDED}),
     _I.QUARANTINED: frozenset({_I.STORED, _I.DISCARDED}),
-    _I.SUPERSEDED: frozenset({_I.DISCARDED}),
+    _I.SUPERSEDED: frozenset({_I.DISCARDED, _I.STORED}),
     _I.DISCARDED: frozenset(),
     _I.EVICTED: frozenset({_I.STORED}),
 }
@@ -122,9 +122,50 @@ STUDY_TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
 class WorklistMatch(State):
     """Whether a study was ordered, as far as the worklist says."""
 
-    MATCHED = "matched", "an entry of the worklist names it"
+    MATCHED = "matched", "an entry of the worklist names it, and says the same"
+    MISMATCHED = "mismatched", "an entry of the worklist names it, and says otherwise"
+    KEPT = "kept", "it differs from its entry, and a person said that it stays so"
     UNMATCHED = "unmatched", "looked for in the worklist and not found"
     NONE = "none", "not looked for yet"
+
+
+class Mismatch(State):
+    """In what a study differs from its order."""
+
+    NAME = "name", "Patient's Name"
+    ID = "id", "Patient ID, or its issuer"
+    BIRTH_DATE = "birth_date", "Patient's Birth Date"
+    SEX = "sex", "Patient's Sex"
+    ACCESSION = "accession", "Accession Number"
+    LATERALITY = "laterality", "Laterality"
+    STATION = "station", "the station it was made at"
+
+
+class FoundBy(State):
+    """How the order of a study was found; what stands first says more."""
+
+    PERSON = "person", "a person said so"
+    STUDY_UID = "study_uid", "by Study Instance UID"
+    ACCESSION = "accession", "by accession number"
+    PATIENT = "patient", "by patient, modality and time"
+    NOTHING = "nothing", "no order was found"
+
+
+class CorrectionState(State):
+    """How far one correction of a study, or its undoing, has come."""
+
+    WAITING = "waiting", "a person asked for it; it waits to be carried out"
+    DONE = "done", "carried out"
+    REVERTED = "reverted", "carried out, and undone since: what was received stands again"
+    FAILED = "failed", "not carried out; nothing has changed"
+
+
+CORRECTION_TRANSITIONS: Mapping[CorrectionState, frozenset[CorrectionState]] = {
+    CorrectionState.WAITING: frozenset({CorrectionState.DONE, CorrectionState.FAILED}),
+    CorrectionState.DONE: frozenset({CorrectionState.REVERTED}),
+    CorrectionState.REVERTED: frozenset(),
+    CorrectionState.FAILED: frozenset({CorrectionState.WAITING}),
+}
 
 
 class EntryState(State):
@@ -170,6 +211,36 @@ STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
     StepState.IN_PROGRESS: frozenset({StepState.COMPLETED, StepState.DISCONTINUED}),
     StepState.COMPLETED: frozenset(),
     StepState.DISCONTINUED: frozenset(),
+}
+
+
+class MessageState(State):
+    """How far one HL7 v2 message has come."""
+
+    RECEIVED = "received", "kept; what it says is not in the worklist yet"
+    APPLIED = "applied", "what it says is in the worklist"
+    REFUSED = "refused", "answered with an error; nothing of it is in the worklist"
+
+
+MESSAGE_TRANSITIONS: Mapping[MessageState, frozenset[MessageState]] = {
+    MessageState.RECEIVED: frozenset({MessageState.APPLIED, MessageState.REFUSED}),
+    MessageState.APPLIED: frozenset(),
+    MessageState.REFUSED: frozenset({MessageState.RECEIVED}),
+}
+
+
+class TwinState(State):
+    """What became of two entries of the worklist that may be one and the same."""
+
+    OPEN = "open", "waits for a person to say whether they are one"
+    MERGED = "merged", "they are one: the order stands for both"
+    APART = "apart", "they are two, as a person said"
+
+
+TWIN_TRANSITIONS: Mapping[TwinState, frozenset[TwinState]] = {
+    TwinState.OPEN: frozenset({TwinState.MERGED, TwinState.APART}),
+    TwinState.MERGED: frozenset(),
+    TwinState.APART: frozenset({TwinState.MERGED}),
 }
 
 
@@ -235,6 +306,7 @@ class HoldReason(State):
     UNVERIFIED = "unverified", "a rule wants the study verified first"
     STUDY = "study", "the study is held or rejected"
     PERSON = "person", "a person held this delivery"
+    ORDER = "order", "the study differs from its order; a person decides"
 
 
 class ProofWanted(State):
@@ -261,6 +333,24 @@ class CommitmentState(State):
     REPORTED = "reported", "a report has come that has not been acted on"
     EXPIRED = "expired", "no report came in time; a late one still counts"
     SETTLED = "settled", "its report has been acted on"
+
+
+class PledgeState(State):
+    """How far one storage commitment that a modality has asked us for has come."""
+
+    ASKED = "asked", "written down; its instances are to be looked at"
+    CHECKED = "checked", "its instances have been looked at; the report is to be delivered"
+    REPORTED = "reported", "whoever asked has taken the report"
+    GIVEN_UP = "given_up", "the report could not be delivered for days"
+
+
+_G = PledgeState
+PLEDGE_TRANSITIONS: Mapping[PledgeState, frozenset[PledgeState]] = {
+    _G.ASKED: frozenset({_G.CHECKED, _G.GIVEN_UP}),
+    _G.CHECKED: frozenset({_G.REPORTED, _G.GIVEN_UP, _G.ASKED}),
+    _G.REPORTED: frozenset({_G.ASKED}),
+    _G.GIVEN_UP: frozenset({_G.ASKED}),
+}
 
 
 class LinkState(State):
@@ -413,6 +503,7 @@ class Arrival:
     source: str  # calling AE title, user name or path-free description
     caller: Caller | None = None
     study_instance_uid: str = ""  # the study it was asked for in; '' for any
+    corrects: bytes = b""  # received digest of the instance it was written anew of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

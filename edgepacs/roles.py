@@ -32,6 +32,7 @@ _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 15.0
 _FIRST_SECONDS = 10.0  # how long the other roles wait for the receiver
 _LOOK_SECONDS = 0.2
+_GRACE_SECONDS = 3.0  # for a thread that may be waiting for a peer
 
 
 # Each process imports its own role alone: a receiver that loads no codecs and no web server is
@@ -39,18 +40,23 @@ _LOOK_SECONDS = 0.2
 
 
 def _scp(store: Store, stop: threading.Event) -> None:
+    from edgepacs.scp import conversions, reporter  # noqa: PLC0415
     from edgepacs.scp.listener import Listener  # noqa: PLC0415
 
     strays = _strays_if_alone(store)  # before anything is written: afterwards nobody could tell
     ready = threading.Event()
+    failures: list[BaseException] = []
     threading.Thread(target=_announce, args=(ready,), daemon=True).start()
     with store.vault.writing():
         behind = [
             threading.Thread(target=store.vault.keep_blanks, args=(stop,)),
             threading.Thread(target=store.db.keep_log_short, args=(stop,)),
             threading.Thread(target=_settle, args=(store, strays, stop)),
+            threading.Thread(target=_orders, args=(store, stop, failures)),
         ]
-        for thread in behind:
+        conversions.clear(store)
+        telling = threading.Thread(target=reporter.run, args=(store, stop), daemon=True)
+        for thread in (*behind, telling):
             thread.start()
         try:
             Listener(store).run(stop, ready)
@@ -58,6 +64,21 @@ def _scp(store: Store, stop: threading.Event) -> None:
             stop.set()
             for thread in behind:
                 thread.join()
+            reporter.wake(store)
+            telling.join(_GRACE_SECONDS)  # what it has not told is told after the next start
+    if failures:
+        raise failures[0]
+
+
+def _orders(store: Store, stop: threading.Event, failures: list[BaseException]) -> None:
+    """Take orders beside the listener; what they cannot go on after ends the role."""
+    from edgepacs import orders  # noqa: PLC0415
+
+    try:
+        orders.run(store, stop)
+    except BaseException as error:  # noqa: BLE001  it is raised again by the role
+        failures.append(error)
+        stop.set()
 
 
 def _announce(ready: threading.Event) -> None:

@@ -11,26 +11,21 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
 import click
-from pydicom._uid_dict import UID_dictionary
 
 import edgepacs
 from edgepacs import errors, model
 from edgepacs.cli import cli
-from edgepacs.dimse import contexts, status
-from edgepacs.pixels.syntaxes import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgepacs"
-PAGES = ("architecture.md", "conformance.md", "format.md")
+PAGES = ("architecture.md", "format.md")  # conformance.md is written by tools/conformance.py
 HOW = "python tools/docs_tables.py"
 
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_PLACES = ("first", "second", "third", "fourth", "fifth", "last")
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -181,59 +176,9 @@ def commands() -> str:
             one for one in command.params if isinstance(one, click.Option) and one.name != "json"
         )
         flags = ", ".join(f"`{one.opts[0]}`" for one in options)
-        rows.append((f"`{f'{words} {arguments}'.strip()}`", command.help or "", flags))
+        first = (command.help or "").partition("\n\n")[0].replace("\n", " ")
+        rows.append((f"`{f'{words} {arguments}'.strip()}`", first, flags))
     return _table(("Command", "What it does", "Options"), rows)
-
-
-# --- the wire ------------------------------------------------------------------------------
-
-
-def storage_sop_classes() -> str:
-    """Every storage SOP class of the data dictionary."""
-    found = sorted(contexts.STORAGE_SOP_CLASSES.items(), key=lambda one: one[1])
-    return _table(("SOP class", "UID"), ((name, f"`{uid}`") for uid, name in found))
-
-
-def transfer_syntaxes() -> str:
-    """Every transfer syntax that is accepted, in the order it is chosen in."""
-    names = {uid: row.name for uid, row in TABLE.items()}
-    for uid, entry in UID_dictionary.items():
-        if entry[1] == "Transfer Syntax":
-            names[uid] = names.get(uid, entry[0]) + (", retired" if entry[3] else "")
-    found = [
-        (contexts.preference(uid), name, uid, "yes" if uid in TABLE and TABLE[uid].decoder else "")
-        for uid, name in names.items()
-        if uid not in contexts.PIXELS_ELSEWHERE
-    ]
-    found.sort(key=lambda one: (one[0], [int(part) for part in one[2].split(".")]))
-    rows = (
-        (_PLACES[place], place.name.lower(), name, f"`{uid}`", shown)
-        for place, name, uid, shown in found
-    )
-    return _table(("Chosen", "Class", "Transfer syntax", "UID", "Shown"), rows)
-
-
-def _fate(one: status.Status) -> str:
-    if one.category is status.Category.PENDING:
-        return "waits for the final response"
-    if one.stored:
-        return "`sent`"
-    return "`queued`, tried again later" if one.passing else "`failed`, needs a person"
-
-
-def scu_statuses() -> str:
-    """Every status of a C-STORE response and what becomes of the delivery."""
-    known = (status.lookup(code) for code in range(0x10000))
-    rows = []
-    for key, group in groupby(known, lambda one: (one.meaning, one.category, one.passing)):
-        first, *others = group
-        if first.meaning == "unknown status":
-            continue
-        codes = f"{first.code:04X}" + (f" to {others[-1].code:04X}" if others else "")
-        rows.append((codes, key[0], str(key[1]), _fate(first)))
-    other = next(one for one in map(status.lookup, range(0x10000)) if one.meaning[:3] == "unk")
-    rows.append(("any other", other.meaning, str(other.category), _fate(other)))
-    return _table(("Status", "Meaning", "Kind", "The delivery becomes"), rows)
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -241,9 +186,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "states": states,
     "errors": error_table,
     "commands": commands,
-    "storage-sop-classes": storage_sop_classes,
-    "transfer-syntaxes": transfer_syntaxes,
-    "scu-statuses": scu_statuses,
 }
 
 

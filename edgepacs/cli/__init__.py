@@ -9,8 +9,11 @@ from typing import NoReturn
 import click
 
 from edgepacs.cli import (  # each adds its commands
+    commitments,
     compression,
+    mpps,
     node,
+    orders,
     peers,
     prefetch,
     queue,
@@ -18,15 +21,19 @@ from edgepacs.cli import (  # each adds its commands
     rules,
     studies,
     users,
+    worklist,
 )
 from edgepacs.cli.session import cli
 from edgepacs.errors import EdgePacsError, StorageFault
 
 __all__ = [
     "cli",
+    "commitments",
     "compression",
     "main",
+    "mpps",
     "node",
+    "orders",
     "peers",
     "prefetch",
     "queue",
@@ -34,6 +41,7 @@ __all__ = [
     "rules",
     "studies",
     "users",
+    "worklist",
 ]
 
 

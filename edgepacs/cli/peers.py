@@ -53,15 +53,39 @@ def ae_add(
 
 @command(_ae, "set")
 @click.argument("title", metavar="AET")
+@click.option(
+    "--sees",
+    multiple=True,
+    metavar="WHAT",
+    help="Of the worklist: station=AET, modality=CT, each again for more; or all.",
+)
 @_with_allowance
-def ae_set(session: Session, *, title: str, **most: int | None) -> None:
-    """Say how much an AE title may take; what is not said stays."""
+def ae_set(session: Session, *, title: str, sees: tuple[str, ...], **most: int | None) -> None:
+    """Say how much an AE title may take, and what of the worklist it sees; the rest stays."""
     with session.store() as store, store.db.write() as tx:
-        if not _said(most):
-            raise InvalidValue("ae set", f"none of {', '.join(most)} was given")
-        peers.allow(tx, title, peers.Allowance(**most), actor=ACTOR)
-    words = ", ".join(f"{name} {value}" for name, value in _said(most).items())
-    session.say({"title": title, **_said(most)}, f"{title}: {words}")
+        if not _said(most) and not sees:
+            raise InvalidValue("ae set", f"none of sees, {', '.join(most)} was given")
+        if _said(most):
+            peers.allow(tx, title, peers.Allowance(**most), actor=ACTOR)
+        if sees:
+            peers.show(tx, title, **_seen(sees), actor=ACTOR)
+    said: dict[str, Any] = {**_said(most), **({"sees": list(sees)} if sees else {})}
+    words = ", ".join(f"{name} {value}" for name, value in said.items())
+    session.say({"title": title, **said}, f"{title}: {words}")
+
+
+def _seen(sees: tuple[str, ...]) -> dict[str, list[str]]:
+    """Stations and modalities of `station=...` and `modality=...`, none of either for all."""
+    found: dict[str, list[str]] = {"stations": [], "modalities": []}
+    kinds = {"station": "stations", "modality": "modalities"}
+    for one in sees:
+        kind, equals, value = one.partition("=")
+        if one == "all" and len(sees) == 1:
+            continue
+        if not equals or kind not in kinds:
+            raise InvalidValue("--sees", f"{one!r} is not station=AET, modality=CODE or all alone")
+        found[kinds[kind]].append(value)
+    return found
 
 
 def _said(most: dict[str, int | None]) -> dict[str, int]:
@@ -84,7 +108,8 @@ def ae_list(session: Session, *, refused: bool) -> None:
             columns = ("calling_ae", "called_ae", "host", "reason", "times", "last_ms")
             session.table(peers.refused(store.db), columns)
         else:
-            known = ("title", "host", "port", "services", *peers.Allowance.__slots__)
+            seen = ("sees_stations", "sees_modalities")
+            known = ("title", "host", "port", "services", *peers.Allowance.__slots__, *seen)
             session.table(peers.known_aes(store.db), known)
 
 

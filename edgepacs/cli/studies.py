@@ -5,13 +5,28 @@ from dataclasses import asdict
 import click
 
 from edgepacs.cli.session import ACTOR, Session, command, group
+from edgepacs.custody import amendment
+from edgepacs.errors import Conflict
 from edgepacs.model import (
+    CorrectionState,
+    EntryId,
     InstanceId,
     InstanceState,
     StudyId,
     StudyState,
 )
-from edgepacs.store import deliveries, destinations, disposal, instances, ledger, studies
+from edgepacs.store import (
+    Store,
+    corrections,
+    deliveries,
+    destinations,
+    disposal,
+    instances,
+    ledger,
+    reconciliation,
+    studies,
+)
+from edgepacs.store.db import Transaction
 
 _study = group("study", "Studies, and what a technologist does with them.")
 _quarantine = group("quarantine", "Other content under a known SOP Instance UID.")
@@ -77,6 +92,68 @@ _add_study_act("verify", StudyState.VERIFIED, "Say that a study was looked at an
 _add_study_act("hold", StudyState.HELD, "Stop a study; nothing of it leaves.")
 _add_study_act("release", StudyState.RECEIVED, "Let a held or rejected study go again.")
 _add_study_act("reject", StudyState.REJECTED, "Say that a study is unfit; it stays here.")
+
+
+@command(_study, "reconcile")
+@click.argument("number", type=int)
+@click.option("--apply", "act", flag_value="apply", help="Say what its order says.")
+@click.option("--keep", "act", flag_value="keep", help="Keep it as it is, and let it go on.")
+@click.option("--reopen", "act", flag_value="reopen", help="Take back that it is kept.")
+@click.option("--unlink", "act", flag_value="unlink", help="Let its order be found again.")
+@click.option("--revert", "act", flag_value="revert", help="Go back to what was received.")
+@click.option("--link", type=int, help="The entry of the worklist it is of.")
+def study_reconcile(session: Session, *, number: int, act: str | None, link: int | None) -> None:
+    """Show a study beside its order, having done what is asked for."""
+    study = StudyId(number)
+    with session.store() as store:
+        studies.study(store.db, study)
+        if act == "revert":
+            _go_back(store, study)
+        elif act or link is not None:
+            with store.db.write() as tx:
+                _decide(tx, study, act or "link", link)
+        if act == "apply":
+            amendment.carry_out_waiting(store)
+        store.ring("forward")
+        found = reconciliation.of_study(store.db, study)
+        made = corrections.of_study(store.db, study)
+    if found is None:
+        session.say({"study": number, "entry": None}, "no order was looked for")
+        return
+    told = {
+        **asdict(found),
+        "corrections": [
+            {"id": one.id, "state": one.state, "by": one.actor, "words": one.words} for one in made
+        ],
+    }
+    lines = [
+        f"{name.meaning}: {mine or '-'} | {its or '-'}{'  differs' * (name in found.flags)}"
+        for name, (mine, its) in found.sides.items()
+    ]
+    head = f"entry {found.entry or '-'}, {found.found_by.meaning}"
+    session.say(told, "\n".join([head, *lines]))
+
+
+def _decide(tx: Transaction, study: StudyId, act: str, entry: int | None) -> None:
+    if entry is not None:
+        reconciliation.link(tx, study, EntryId(entry), actor=ACTOR)
+    if act == "apply":
+        corrections.ask(tx, study, actor=ACTOR)
+    elif act == "keep":
+        reconciliation.keep(tx, study, actor=ACTOR)
+    elif act == "reopen":
+        reconciliation.reopen(tx, study, actor=ACTOR)
+    elif act == "unlink":
+        reconciliation.link(tx, study, None, actor=ACTOR)
+
+
+def _go_back(store: Store, study: StudyId) -> None:
+    """Undo the correction of a study that stands; raises Conflict where there is none."""
+    for one in corrections.of_study(store.db, study):
+        if one.state is CorrectionState.DONE:
+            amendment.revert(store, one.id, actor=ACTOR)
+            return
+    raise Conflict("study: no correction stands that could be undone")
 
 
 @command(_quarantine, "list")

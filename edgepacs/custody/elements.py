@@ -6,7 +6,7 @@ parser would put in order is put in order. What cannot be followed is refused, n
 """
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -35,6 +35,9 @@ _NUMBERS = {  # bytes of a number, by VR (PS3.5 6.2, 7.3)
 
 Changes = Mapping[int, bytes | None]
 """Values by tag that stand in place of the received ones; None leaves the element out."""
+
+Revision = Callable[[int, bytes, bytes], bytes]
+"""What a value becomes, by tag, VR and what it is, padding included; at whatever depth."""
 
 
 class Encoding(NamedTuple):
@@ -69,19 +72,22 @@ def recoded(
     *,
     signed: bool = False,
     changes: Changes = MappingProxyType({}),
+    revise: Revision | None = None,
     between: tuple[int, int] = (-1, 1 << 32),
 ) -> bytes:
     """The elements `data` consists of, written in `target`, which is little endian.
 
-    `changes` are of elements at the top. Group lengths, which would be wrong, and group 0002,
-    which belongs to the meta information of a file (PS3.10 7.1), are left out. `signed` is the
-    Pixel Representation (0028,0103) of what `data` was taken from: some VRs depend on it.
+    `changes` are of elements at the top; `revise` is asked of every value that is no sequence.
+    Group lengths, which would be wrong, and group 0002, which belongs to the meta information of
+    a file (PS3.10 7.1), are left out. `signed` is the Pixel Representation (0028,0103) of what
+    `data` was taken from: some VRs depend on it.
     Raises Undecodable where an element cannot be followed or its VR is not to be known, and where
     elements at the top are not in order or their tags not `between` two others, since readers
     would differ about what they mean.
     """
-    writer = _Writer(data, changes, between=between)
-    written, end = writer.data_set(0, len(data), _Way(source, target, signed=signed, depth=0))
+    writer = _Writer(data, changes, between=between, revise=revise)
+    way = _Way(source, target, signed=signed, depth=0, revised=revise is not None)
+    written, end = writer.data_set(0, len(data), way)
     if end != len(data):
         raise Undecodable("Data set: a delimiter stands where an element should begin")
     return written
@@ -121,10 +127,11 @@ class _Way(NamedTuple):
     target: Encoding
     signed: bool
     depth: int
+    revised: bool = False  # what stands in sequences may change as well
 
     @property
     def verbatim(self) -> bool:
-        return self.source == self.target
+        return self.source == self.target and not self.revised
 
     def inside(self, vr: bytes) -> "_Way":
         """The way of the items of a sequence; in a UN they are implicit (PS3.5 6.2.2)."""
@@ -144,9 +151,11 @@ class _Writer:
         *,
         between: tuple[int, int] = (-1, 1 << 32),
         wanted: Collection[int] = (),
+        revise: Revision | None = None,
     ) -> None:
         self._data = data
         self._changes = changes
+        self._revise = revise
         self._last, self._end = between
         self._wanted = wanted
         self.found: dict[int, bytes] = {}
@@ -183,7 +192,7 @@ class _Writer:
             return written
         value = self._changes[element.tag]
         vr = element.vr or _known_vr(element.tag, len(value or b""), signed=way.signed)
-        return b"" if value is None else _announce(element.tag, vr, len(value), way.target) + value
+        return b"" if value is None else announce(element.tag, vr, len(value), way.target) + value
 
     def _element(self, element: Element, end: int, way: _Way) -> tuple[bytes, int]:
         start, length = element.start, element.length
@@ -201,9 +210,11 @@ class _Writer:
             value = self._data[start:stop]
             if way.source.big_endian != way.target.big_endian:
                 value = _swapped(value, vr)
+            if self._revise is not None:
+                value = self._revise(element.tag, vr, value)
         if vr in SHORT_VRS and len(value) > _LONGEST_SHORT and not way.target.implicit:
             vr = b"UN"  # PS3.5 6.2.2: a value too long for its VR
-        return _announce(element.tag, vr, len(value), way.target) + value, stop
+        return announce(element.tag, vr, len(value), way.target) + value, stop
 
     def _sequence_of_undefined_length(
         self, element: Element, end: int, way: _Way
@@ -215,8 +226,8 @@ class _Writer:
         delimiter = announced(self._data, at, way.source)
         if (delimiter.tag, delimiter.length) != (SEQUENCE_END, 0):
             raise Undecodable("Data set: a sequence without its delimiter")
-        head = _announce(element.tag, vr, UNDEFINED, way.target)
-        return head + items + _announce(SEQUENCE_END, b"", 0, way.target), delimiter.start
+        head = announce(element.tag, vr, UNDEFINED, way.target)
+        return head + items + announce(SEQUENCE_END, b"", 0, way.target), delimiter.start
 
     def _items(self, at: int, end: int, way: _Way) -> tuple[bytes, int]:
         """Items up to `end` or the delimiter of their sequence (PS3.5 7.5)."""
@@ -240,15 +251,16 @@ class _Writer:
         if not undefined:
             if at != stop:
                 raise Undecodable("Data set: an item does not end with its elements")
-            return _announce(ITEM, b"", len(value), way.target) + value, at
+            return announce(ITEM, b"", len(value), way.target) + value, at
         delimiter = announced(self._data, at, way.source)
         if (delimiter.tag, delimiter.length) != (ITEM_END, 0):
             raise Undecodable("Data set: an item without its delimiter")
-        ending = _announce(ITEM_END, b"", 0, way.target)
-        return _announce(ITEM, b"", UNDEFINED, way.target) + value + ending, delimiter.start
+        ending = announce(ITEM_END, b"", 0, way.target)
+        return announce(ITEM, b"", UNDEFINED, way.target) + value + ending, delimiter.start
 
 
-def _announce(tag: int, vr: bytes, length: int, target: Encoding) -> bytes:
+def announce(tag: int, vr: bytes, length: int, target: Encoding) -> bytes:
+    """What stands before a value in `target`, which is little endian (PS3.5 7.1, 7.5)."""
     group, element = tag >> 16, tag & 0xFFFF
     if target.implicit or group == 0xFFFE:
         return struct.pack("<HHI", group, element, length)

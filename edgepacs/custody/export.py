@@ -25,8 +25,6 @@ from edgepacs.errors import Undecodable
 from edgepacs.model import UID
 from edgepacs.pixels.deflated import deflate_pieces
 
-GROUP_2 = "group-2-in-data-set"  # the flag of an instance that holds such elements
-
 _META_GROUP = 0x0002
 _AT_ONCE = 1 << 20  # bytes inflated in one step
 

@@ -54,7 +54,7 @@ class Intake:
         This is the only way to Success (PS3.4 B.2.3): object, directory, keystore and index are
         durable when it returns.
         """
-        draft = self._seal()
+        draft = self.seal()
         failpoint("ingest.sealed")
         self._store.vault.require_sound()
         try:
@@ -72,7 +72,8 @@ class Intake:
             self._store.ring("forward")
         return receipt
 
-    def _seal(self) -> Draft:
+    def seal(self) -> Draft:
+        """Seal the rest and make it durable, without making it known; raises as `commit`."""
         try:
             draft = self._draft()
             study = draft.attributes.study_instance_uid
@@ -158,7 +159,7 @@ def opened_part10(
     head = b""
     while len(head) < _BLOCK and (more := stream.read(_BLOCK - len(head))):
         head += more
-    meta, start = _file_meta(head)
+    meta, start = file_meta(head)
     syntax = _meta_uid(meta, 0x0010, "Transfer Syntax UID (0002,0010)")
     # Tools rewrite UIDs in data sets and forget the meta information: the data set is believed.
     scanner = Scanner(syntax)
@@ -174,7 +175,7 @@ def opened_part10(
     return arrival, chain([memoryview(head)[start:]], rest)
 
 
-def _file_meta(head: bytes) -> tuple[dict[int, bytes], int]:
+def file_meta(head: bytes) -> tuple[dict[int, bytes], int]:
     """The values of group 0002 by element, and where the data set starts (PS3.10 7.1)."""
     if head[128:132] != b"DICM":
         raise InvalidValue("file", "not a DICOM file: no DICM after the preamble")

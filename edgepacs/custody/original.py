@@ -14,7 +14,7 @@ from pydicom import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
-from edgepacs.custody import elements, restore
+from edgepacs.custody import elements, restore, standing
 from edgepacs.custody.elements import EXPLICIT, Encoding, byte_swapped
 from edgepacs.custody.scan import ITEM, MAX_ITEMS, SEQUENCE_END, UNDEFINED
 from edgepacs.errors import EdgePacsError, Undecodable
@@ -209,7 +209,7 @@ def opened(store: Store, instance: Instance) -> Original:
 
     Raises NotFound, Undecodable, Tampered.
     """
-    now, stored = restore.opened(store, instance)
+    now, stored = standing.opened(store, instance)
     row = syntax(now.received_syntax_uid)
     if row is None or row.decoder is None:
         raise Undecodable(f"{row.name if row else 'Its transfer syntax'}: not decoded here")
@@ -220,7 +220,7 @@ def opened(store: Store, instance: Instance) -> Original:
     supply = Supply(pieces)
     came = restore.encoding_of(supply.look(6), row.uid)
     offset = now.pixel_offset if as_received and not row.deflated else -1
-    dataset, end, has_pixels = _attributes(supply, came, offset)
+    dataset, end, has_pixels = attributes_of(supply, came, offset)
     made = Original(
         row=row,
         dataset=dataset,
@@ -235,7 +235,7 @@ def opened(store: Store, instance: Instance) -> Original:
     return made
 
 
-def _attributes(supply: Supply, came: Encoding, offset: int) -> tuple[Dataset, int, bool]:
+def attributes_of(supply: Supply, came: Encoding, offset: int) -> tuple[Dataset, int, bool]:
     """What stands before the pixel data, how many bytes that is, and whether there are any."""
     wanted = offset + 8 if offset >= 0 else _FIRST_LOOK
     while True:

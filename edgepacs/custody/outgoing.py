@@ -6,7 +6,7 @@ which comes back bit for bit. What was received lossy stays what it is or is dec
 (PS3.3 C.7.6.1.1.5). Loss is added only where it is asked for, to an instance of its own.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 
-from edgepacs.custody import derivation, original, restore, rewriting
-from edgepacs.custody.export import GROUP_2, without_group_2
+from edgepacs.custody import derivation, original, restore, rewriting, standing
 from edgepacs.custody.original import Original
+from edgepacs.custody.standing import GROUP_2, as_it_leaves
 from edgepacs.dimse.implementation import CLASS_UID, VERSION
-from edgepacs.errors import EdgePacsError, Undecodable
+from edgepacs.errors import NotOffered, Undecodable
 from edgepacs.model import UID
 from edgepacs.pixels.choice import out_choices
 from edgepacs.pixels.description import EXPLICIT_LITTLE, IMPLICIT_LITTLE
@@ -40,13 +40,6 @@ from edgepacs.store.instances import Instance
 DEFLATED = UID(DEFLATED_DATA_SET)
 _NATIVE = (UID(EXPLICIT_LITTLE), UID(IMPLICIT_LITTLE))
 _IMAGES = tuple(UID(one) for one in (JPEG_2000, JPEG_LS, HTJ2K, JPEG_LOSSLESS, RLE))
-
-
-class NotOffered(EdgePacsError):
-    """An instance cannot go out in any transfer syntax that is accepted; it stays. Says why."""
-
-    http_status = 406
-    exit_code = 65  # EX_DATAERR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +66,7 @@ def offers(store: Store, instance: Instance) -> tuple[UID, ...]:
     Whether one really can is known when it has been written: an encoder may yet refuse a frame.
     Raises NotFound, Tampered.
     """
-    now = restore.opened(store, instance).instance
+    now = standing.opened(store, instance).instance
     every = {*writable(images=True), now.received_syntax_uid}
     return (now.transfer_syntax_uid, *_Ways.of(store, now, every).uids)
 
@@ -88,14 +81,14 @@ def outgoing(
     iterating `chunks` raises Unencodable, Undecodable where a late frame turns out to be broken,
     and Tampered.
     """
-    now, stored = restore.opened(store, instance)
+    now, stored = standing.opened(store, instance)
     if lossy and (derived := _derived(store, now, accepted, lossy)):
         return derived
     if now.transfer_syntax_uid in accepted:
         return Outgoing(
             transfer_syntax_uid=now.transfer_syntax_uid,
             sop_instance_uid=now.sop_instance_uid,
-            chunks=iter(_as_it_leaves(stored.chunks(), now, now.transfer_syntax_uid)),
+            chunks=iter(as_it_leaves(stored.chunks(), now, now.transfer_syntax_uid)),
             length=None if GROUP_2 in now.flags.split() else now.byte_length,
         )
     ways = _Ways.of(store, now, accepted)
@@ -116,11 +109,6 @@ def _why_not(now: Instance) -> str:
     if row.video:
         return f"video ({row.name}) goes only as it is"
     return f"it cannot be converted from {row.name} into anything that is accepted"
-
-
-def _as_it_leaves(pieces: Iterable[bytes], now: Instance, uid: UID) -> Iterable[bytes]:
-    """A data set as it stands, but for elements of group 0002."""
-    return without_group_2(pieces, uid) if GROUP_2 in now.flags.split() else pieces
 
 
 class _Ways(NamedTuple):
@@ -166,7 +154,7 @@ def _smaller(opened: Original, now: Instance, wanted: Collection[UID]) -> tuple[
 
 def _pieces(store: Store, now: Instance, uid: UID, opened: Original | None) -> Iterator[bytes]:
     if uid == now.received_syntax_uid:
-        return iter(_as_it_leaves(restore.received_chunks(store, now), now, uid))
+        return iter(as_it_leaves(restore.received_chunks(store, now), now, uid))
     return rewriting.written(opened or original.opened(store, now), uid)
 
 

@@ -18,7 +18,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
-from edgepacs.custody import restore
+from edgepacs.custody import restore, standing
 from edgepacs.custody.scan import MAX_ITEMS
 from edgepacs.errors import EdgePacsError, NotFound, Undecodable
 from edgepacs.model import ObjectId
@@ -97,7 +97,7 @@ class _Shelf:
         self._kept: OrderedDict[ObjectId, _Opened] = OrderedDict()
 
     def take(self, store: Store, instance: Instance) -> _Opened:
-        object_id = restore.object_of(instance)
+        object_id = standing.object_of(instance)
         with self._lock:
             if object_id in self._kept:
                 self._kept.move_to_end(object_id)
@@ -115,7 +115,7 @@ _shelf = _Shelf()
 
 def sealed(store: Store, instance: Instance) -> ObjectReader:
     """The sealed data set of an instance, as a reader; raises NotFound, Tampered."""
-    return restore.opened(store, instance).reader
+    return standing.opened(store, instance).reader
 
 
 def display(store: Store, instance: Instance) -> Display:
@@ -213,7 +213,7 @@ def content(store: Store, instance: Instance) -> Dataset:
 
     Raises NotFound, Tampered, Undecodable.
     """
-    now, stored = restore.opened(store, instance)
+    now, stored = standing.opened(store, instance)
     if now.transfer_syntax_uid == now.received_syntax_uid:
         return _parse(store, now).dataset
     draft = Draft.from_trailer(stored.trailer(), now.object_id, now.sealed_length)
@@ -274,7 +274,7 @@ class _Parsed(NamedTuple):
 
 
 def _parse(store: Store, instance: Instance) -> _Parsed:
-    instance, raw = restore.opened(store, instance)
+    instance, raw = standing.opened(store, instance)
     row = syntax(instance.transfer_syntax_uid)
     stream = cast("BinaryIO", io.BufferedReader(raw, 1 << 16))
     if row is not None and row.deflated:

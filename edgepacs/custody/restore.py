@@ -10,12 +10,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 from edgepacs.custody.elements import EXPLICIT, Encoding, announced, byte_swapped, values
 from edgepacs.custody.scan import UNDEFINED
-from edgepacs.errors import Gone, NotFound, Tampered, Undecodable
-from edgepacs.model import UID, InstanceState, ObjectId
+from edgepacs.custody.standing import opened
+from edgepacs.errors import Tampered, Undecodable
+from edgepacs.model import UID
 from edgepacs.pixels.choice import MAX_DEFLATED
 from edgepacs.pixels.codecs import native_frame_bits
 from edgepacs.pixels.decode import decode_frame
@@ -24,7 +25,7 @@ from edgepacs.pixels.description import BIG_ENDIAN, PixelDescription, SampleKind
 from edgepacs.pixels.frames import FrameIndex, reader
 from edgepacs.pixels.native import native_frame
 from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET
-from edgepacs.store import Store, instances
+from edgepacs.store import Store
 from edgepacs.store.drafts import AtRest, Draft
 from edgepacs.store.fingerprint import Fingerprint
 from edgepacs.store.instances import Instance
@@ -47,37 +48,6 @@ _NUMBERS = {
 }
 _TEXTS = {0x00280004: "PhotometricInterpretation", 0x00280008: "NumberOfFrames"}
 _PIXEL_TAGS = frozenset((*_NUMBERS, *_TEXTS))
-
-
-class Opened(NamedTuple):
-    """The row of an instance as it is now, and the object that stands for it."""
-
-    instance: Instance
-    reader: ObjectReader
-
-
-def opened(store: Store, instance: Instance) -> Opened:
-    """Open the object of an instance; whoever reads it goes by the row that comes back with it.
-
-    A rewrite is always a new object, perhaps in another transfer syntax: where the object is gone
-    the row is read once more. Raises NotFound, Gone once it is evicted, Tampered.
-    """
-    try:
-        return Opened(instance, store.vault.open(object_of(instance), instance.sop_instance_uid))
-    except NotFound:
-        again = instances.instance(store.db, instance.id)
-        if again.object_id == instance.object_id and not again.state.gone:
-            raise
-        return Opened(again, store.vault.open(object_of(again), again.sop_instance_uid))
-
-
-def object_of(instance: Instance) -> ObjectId:
-    """The object an instance stands in; raises Gone for a tombstone."""
-    if instance.state is InstanceState.EVICTED:
-        raise Gone("instance: evicted; it has arrived at its destinations and was deleted here")
-    if instance.state.gone:
-        raise Gone(f"instance: its bytes are deleted; it is {instance.state}")
-    return instance.object_id
 
 
 def received_chunks(store: Store, instance: Instance) -> Iterator[bytes]:

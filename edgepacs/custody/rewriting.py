@@ -5,7 +5,7 @@ encoding (PS3.3 C.7.6.3). Every frame that is encoded without loss is decoded ag
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from struct import pack
@@ -226,7 +226,12 @@ def spliced(head: bytes, encoding: Encoding, edits: Edits) -> bytes:
     new: dict[int, bytes] = dict.fromkeys(edits.dropped, b"")
     for element in edits.put:
         new[int(element.tag)] = _encoded(element.tag, edits.put, encoding)
-    places = _places(head, encoding) if new else []
+    return replaced(head, encoding, new)
+
+
+def replaced(head: bytes, encoding: Encoding, new: Mapping[int, bytes]) -> bytes:
+    """`head` with whole elements, by tag, in place of what was there; b"" leaves one out."""
+    places = elements_of(head, encoding) if new else []
     parts, at = [], 0
     for tag in sorted(new):
         begin = next((where for one, where in places if one >= tag), len(head))
@@ -236,7 +241,7 @@ def spliced(head: bytes, encoding: Encoding, edits: Edits) -> bytes:
     return b"".join((*parts, head[at:]))
 
 
-def _places(head: bytes, encoding: Encoding) -> list[tuple[int, int]]:
+def elements_of(head: bytes, encoding: Encoding) -> list[tuple[int, int]]:
     """Tag and offset of every element at the top."""
     stream = io.BytesIO(head)
     places: list[tuple[int, int]] = []

@@ -291,6 +291,7 @@ def _accepted(decisions: list[_Decision]) -> dict[int, AcceptedContext]:
             abstract_syntax=decision.proposed.abstract_syntax,
             transfer_syntax=decision.answer.transfer_syntax,
             roles=_agreed(decision.proposed.roles, decision.answer.roles),
+            application_information=decision.answer.application_information,
         )
         for decision in decisions
         if decision.answer.result == ContextResult.ACCEPTED

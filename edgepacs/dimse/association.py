@@ -109,6 +109,7 @@ class Association:
         self._early: deque[Message] = deque()
         self._message_id = 0
         self._cancels = 0
+        self._revoked: set[int] = set()  # requests a C-CANCEL of which came during our own
         self._outbox = Outbox(line, agreement.max_pdu_length, limits)
 
     def __enter__(self) -> Self:
@@ -169,7 +170,7 @@ class Association:
         Answers A-RELEASE-RP itself; `close` then waits for the peer to close. Raises ProtocolError,
         LimitExceeded and PeerUnreachable, each after having aborted where the peer still listens.
         """
-        while True:
+        while not self._released:  # as it may have been while an answer of its was awaited
             try:
                 message = self._next_request()
             except _Released:
@@ -199,6 +200,7 @@ class Association:
             raise
 
     def _next_request(self) -> Message:
+        self._revoked.clear()  # what they were about has been answered
         if self._early:
             return self._early.popleft()
         while True:
@@ -218,9 +220,12 @@ class Association:
     def cancelled(self, message: Message) -> bool:
         """Whether a C-CANCEL of `message` has arrived (PS3.7 9.3.2.3); does not wait.
 
-        A request that has arrived instead is kept for `messages`. What is unread of the data
-        set of `message` itself is dropped.
+        Also one that came while we awaited the answer to a request of our own, as the C-STORE
+        sub-operations of a C-GET are. A request that has arrived instead is kept for `messages`.
+        What is unread of the data set of `message` itself is dropped.
         """
+        if message.command.message_id in self._revoked:
+            return True
         try:
             if not self._early:
                 self._finish_data()
@@ -264,6 +269,13 @@ class Association:
         if extra:
             elements.update(extra)
         self._send(message.context.id, elements, None if data is None else (data,))
+
+    def respond_each(self, message: Message, status: int, data: Iterable[bytes]) -> None:
+        """Answer `message` with one -RSP of the same status for each of `data`, in few writes."""
+        elements = response_to(message.command, status)
+        elements[Element.DATA_SET_TYPE] = DATA_SET
+        context = message.context.id
+        self._sending(context, elements, lambda raw: self._outbox.messages(context, raw, data))
 
     # --- asking ----------------------------------------------------------------------------
 
@@ -445,6 +457,7 @@ class Association:
         """Keep a request that came while we waited for something else."""
         if command.field == Field.C_CANCEL_RQ:
             self._count_cancel()
+            self._revoked.add(command.responded_message_id)
             return
         if len(self._early) >= self._limits.early_messages:
             raise LimitExceeded(f"requests: {self._limits.early_messages} await their turn")
@@ -639,11 +652,18 @@ class Association:
         elements: Mapping[int, Value],
         data: Iterable[bytes | memoryview] | None,
     ) -> None:
+        outbox = self._outbox
+        self._sending(context_id, elements, lambda raw: outbox.message(context_id, raw, data))
+
+    def _sending(
+        self, context_id: int, elements: Mapping[int, Value], send: Callable[[bytes], None]
+    ) -> None:
+        """Have `send` send what begins with these elements as a command set."""
         self._require_open()
         self._context(context_id)
         raw = encode(elements)
         try:
-            self._outbox.message(context_id, raw, data)
+            send(raw)
         except PeerUnreachable as error:
             reason = self._parting_words(error)
             self._fail(reason)

@@ -38,6 +38,8 @@ VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
 STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"  # PS3.6 annex A
 STORAGE_COMMITMENT_PUSH = "1.2.840.10008.1.20.1"  # PS3.4 J.3
 MODALITY_WORKLIST_FIND = "1.2.840.10008.5.1.4.31"  # PS3.4 K.6
+PERFORMED_PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"  # PS3.4 F.7
+INSTANCE_AVAILABILITY = "1.2.840.10008.5.1.4.33"  # PS3.4 R.3
 
 EXPLICIT_VR_LE = "1.2.840.10008.1.2.1"
 IMPLICIT_VR_LE = "1.2.840.10008.1.2"
@@ -145,12 +147,16 @@ class ContextAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedContext:
-    """A presentation context both sides agreed on; `roles` are the requestor's."""
+    """A presentation context both sides agreed on; `roles` are the requestor's.
+
+    `application_information` is what extended negotiation came to (PS3.7 D.3.3.5).
+    """
 
     id: int
     abstract_syntax: str
     transfer_syntax: str
     roles: Roles = DEFAULT_ROLES
+    application_information: bytes = b""
 
 
 def preference(transfer_syntax: str) -> Preference:

@@ -5,12 +5,14 @@ Values are bytes as they came; sequences are tuples of their items.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from edgepacs.dimse import dictionary
 from edgepacs.dimse.contexts import EXPLICIT_VR_LE, IMPLICIT_VR_LE
 from edgepacs.errors import InvalidValue
 
+SPECIFIC_CHARACTER_SET = 0x00080005
 QUERY_RETRIEVE_LEVEL = 0x00080052
 SOP_CLASSES_REFERENCED = 0x00081150  # Referenced SOP Class UID
 SOP_INSTANCES_REFERENCED = 0x00081155  # Referenced SOP Instance UID
@@ -29,10 +31,28 @@ ISSUER_OF_PATIENT_ID = 0x00100021
 STUDY_RELATED_INSTANCES = 0x00201208  # Number of Study Related Instances
 
 _SEQUENCES = frozenset({FAILED_SOP_SEQUENCE, REFERENCED_SOP_SEQUENCE})
-# CS, DA and LO; all the others written here are UI.
-_SPACE_PADDED = frozenset(
-    {QUERY_RETRIEVE_LEVEL, STUDY_DATE, MODALITIES_IN_STUDY, PATIENT_ID, ISSUER_OF_PATIENT_ID}
-)
+# The VRs of what is asked of nearly every peer; those of all else are in the dictionary.
+_VRS: Mapping[int, str] = {
+    SPECIFIC_CHARACTER_SET: "CS",
+    QUERY_RETRIEVE_LEVEL: "CS",
+    SOP_CLASSES_REFERENCED: "UI",
+    SOP_INSTANCES_REFERENCED: "UI",
+    TRANSACTION_UID: "UI",
+    FAILURE_REASON: "US",
+    FAILED_SOP_SEQUENCE: "SQ",
+    REFERENCED_SOP_SEQUENCE: "SQ",
+    SOP_INSTANCE_UID: "UI",
+    STUDY_INSTANCE_UID: "UI",
+    SERIES_INSTANCE_UID: "UI",
+    STUDY_DATE: "DA",
+    MODALITIES_IN_STUDY: "CS",
+    SOP_CLASSES_IN_STUDY: "UI",
+    PATIENT_ID: "LO",
+    ISSUER_OF_PATIENT_ID: "LO",
+    STUDY_RELATED_INSTANCES: "IS",
+}
+_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
+_ZERO_PADDED = frozenset({"UI", "OB", "UN"})  # PS3.5 6.2
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5 7.1.2
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 7.5
 _UNDEFINED = 0xFFFFFFFF
@@ -40,40 +60,81 @@ _DEPTH_MAX = 8
 _TAG = struct.Struct("<HH")
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
+_IMPLICIT = struct.Struct("<HHI")
+_SHORT = struct.Struct("<HH2sH")
+_LONG = struct.Struct("<HH2sxxI")
+_SHORT_MOST = 0xFFFF
+_Heading = Callable[[int, str, int], bytes]
 
 Identifier = Mapping[int, "bytes | tuple[Identifier, ...]"]
-Values = Mapping[int, "str | int | Sequence[Values]"]
+Values = Mapping[int, "str | bytes | int | Sequence[Values]"]
 
 
-def encode(values: Values) -> bytes:
-    """`values` in Implicit VR Little Endian; text is ASCII, whole numbers are US.
+def vr(tag: int) -> str:
+    """The VR of an attribute, UN where it is not known (PS3.6)."""
+    return _VRS.get(tag) or dictionary.vr_of(tag)
 
-    Raises InvalidValue for text that is not ASCII.
+
+def encode(values: Values, transfer_syntax: str = IMPLICIT_VR_LE) -> bytes:
+    """`values` in Implicit or Explicit VR Little Endian.
+
+    Text is ASCII; bytes are text already encoded, or what else their VR holds. Whole numbers are
+    written as their VR wants them. Raises InvalidValue for text that is not ASCII and for what
+    does not fit its VR.
     """
-    return b"".join(_encoded(tag, values[tag]) for tag in sorted(values))
+    head = _explicit_head if transfer_syntax == EXPLICIT_VR_LE else _implicit_head
+    return _encoded_items(values, head)
 
 
-def _encoded(tag: int, value: "str | int | Sequence[Values]") -> bytes:
-    if isinstance(value, str):
-        raw = _padded(tag, value)
-    elif isinstance(value, int):
-        raw = _U16.pack(value)
+def _encoded_items(values: Values, head: "_Heading") -> bytes:
+    return b"".join(_encoded(tag, values[tag], head) for tag in sorted(values))
+
+
+def _encoded(tag: int, value: "str | bytes | int | Sequence[Values]", head: "_Heading") -> bytes:
+    kind = vr(tag)
+    if isinstance(value, str | bytes | int):
+        raw = _padded(tag, kind, value)
     else:
-        items = (encode(item) for item in value)
-        raw = b"".join(_head(_ITEM, len(item)) + item for item in items)
-    return _head(tag, len(raw)) + raw
+        kind = "SQ"  # also of a private attribute
+        items = (_encoded_items(item, head) for item in value)
+        raw = b"".join(_implicit_head(_ITEM, "", len(item)) + item for item in items)
+    return head(tag, kind, len(raw)) + raw
 
 
-def _padded(tag: int, text: str) -> bytes:
+def _padded(tag: int, kind: str, value: str | bytes | int) -> bytes:
     try:
-        raw = text.encode("ascii")
+        raw = value if isinstance(value, bytes) else _plain(kind, value)
     except UnicodeEncodeError:
-        raise InvalidValue(f"({tag >> 16:04X},{tag & 0xFFFF:04X})", "is not ASCII") from None
-    return raw + (b" " if tag in _SPACE_PADDED else b"\0") * (len(raw) % 2)  # PS3.5 6.2
+        raise InvalidValue(tag_text(tag), "is not ASCII") from None
+    except (struct.error, ValueError):
+        raise InvalidValue(tag_text(tag), f"does not fit a {kind}") from None
+    return raw + (b"\0" if kind in _ZERO_PADDED else b" ") * (len(raw) % 2)
 
 
-def _head(tag: int, length: int) -> bytes:
-    return _TAG.pack(tag >> 16, tag & 0xFFFF) + _U32.pack(length)
+def _plain(kind: str, value: str | int) -> bytes:
+    if kind in _NUMBERS:
+        many = [value] if isinstance(value, int) else [int(one) for one in value.split("\\") if one]
+        return struct.pack(f"<{len(many)}{_NUMBERS[kind]}", *many)
+    return str(value).encode("ascii")
+
+
+def tag_text(tag: int) -> str:
+    """A tag as people write it: (gggg,eeee)."""
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def _implicit_head(tag: int, _kind: str, length: int) -> bytes:
+    return _IMPLICIT.pack(tag >> 16, tag & 0xFFFF, length)
+
+
+def _explicit_head(tag: int, kind: str, length: int) -> bytes:
+    """PS3.5 7.1.2: the length of some VRs has four bytes, behind two that are reserved."""
+    vr_bytes = kind.encode("ascii")
+    if vr_bytes in _LONG_VRS:
+        return _LONG.pack(tag >> 16, tag & 0xFFFF, vr_bytes, length)
+    if length > _SHORT_MOST:
+        raise InvalidValue(tag_text(tag), f"{length} bytes, a {kind} holds {_SHORT_MOST}")
+    return _SHORT.pack(tag >> 16, tag & 0xFFFF, vr_bytes, length)
 
 
 def decode(raw: bytes, transfer_syntax: str) -> Identifier:
@@ -93,6 +154,22 @@ def text(values: Identifier, tag: int) -> str:
     """An element's text without its padding, empty where it is absent."""
     value = values.get(tag, b"")
     return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else ""
+
+
+def numbers(values: Identifier, tag: int) -> str:
+    """An element of binary numbers as decimal text, backslashes between; '' where it is absent.
+
+    Raises InvalidValue where its length does not fit its VR.
+    """
+    value, kind = values.get(tag, b""), _NUMBERS[vr(tag)]
+    if not isinstance(value, bytes) or len(value) % struct.calcsize(kind):
+        raise InvalidValue(tag_text(tag), f"its length does not fit a {vr(tag)}")
+    return "\\".join(str(one) for (one,) in struct.iter_unpack(f"<{kind}", value))
+
+
+def is_binary(tag: int) -> bool:
+    """Whether an attribute holds binary numbers, which `numbers` reads."""
+    return vr(tag) in _NUMBERS
 
 
 def number(values: Identifier, tag: int) -> int:
@@ -157,7 +234,7 @@ def _sequence_span(head: _Head, span: _Span) -> _Span | None:
     What is of undefined length is a sequence; of UN it is one in implicit VR (PS3.5 6.2.2).
     """
     undefined = head.length == _UNDEFINED
-    if not undefined and head.vr != b"SQ" and (head.vr or head.tag not in _SEQUENCES):
+    if not undefined and head.vr != b"SQ" and (head.vr or vr(head.tag) != "SQ"):
         return None
     if span.depth >= _DEPTH_MAX:
         raise InvalidValue("data set", f"sequences nested more than {_DEPTH_MAX} deep")

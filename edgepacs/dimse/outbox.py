@@ -39,6 +39,14 @@ class Outbox:
             self._part(context, 0, data)
         self._flush()
 
+    def messages(self, context: int, command: bytes, data: Iterable[bytes]) -> None:
+        """Send a message with the same command set for each of `data`, in few writes."""
+        self._parts, self._size = [], 0
+        for one in data:
+            self._part(context, COMMAND, (command,))
+            self._part(context, 0, (one,))
+        self._flush()
+
     def _part(self, context: int, control: int, pieces: Iterable[bytes | memoryview]) -> None:
         """A command set or data set as PDVs, the last of them marked so."""
         begun: list[memoryview] = []  # the fragment that is not full yet

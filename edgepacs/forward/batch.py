@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from edgepacs.clock import wall_ms
-from edgepacs.custody.outgoing import NotOffered, writable
+from edgepacs.custody.converter import ConverterBroke, Order
+from edgepacs.custody.outgoing import writable
+from edgepacs.custody.prepared import Prepared
 from edgepacs.dimse.contexts import STORAGE_SOP_CLASSES
 from edgepacs.dimse.requestor import CONTEXTS_MAX
-from edgepacs.errors import EdgePacsError, NotFound, Tampered
-from edgepacs.forward.converter import ConverterBroke, Order
-from edgepacs.forward.workshop import Bench, Prepared
+from edgepacs.errors import EdgePacsError, NotFound, NotOffered, Tampered
+from edgepacs.forward.workshop import Bench
 from edgepacs.model import UID, DeliveryState
 from edgepacs.pixels.description import EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from edgepacs.pixels.lossy import JPEG_2000_LOSSY, JPEG_BASELINE

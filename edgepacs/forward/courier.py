@@ -16,6 +16,7 @@ from edgepacs.forward import transport
 from edgepacs.forward.desk import Desk
 from edgepacs.forward.lane import Carry, Ending, Gear, Lane
 from edgepacs.forward.link import Link
+from edgepacs.forward.messages import Messenger
 from edgepacs.forward.pace import Pace
 from edgepacs.forward.proof import Prover
 from edgepacs.forward.width import Width
@@ -84,6 +85,7 @@ class Courier:
         self._not_before = 0.0  # monotonic seconds
         self._urgent_since = 0.0  # monotonic; 0 with nothing urgent waiting
         self._proof = _Proof(self._gear, self._bell.set)
+        self._messages = Messenger(self._gear, self._bell.set)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -157,6 +159,7 @@ class Courier:
                 lane.job.abort()
             for lane in self._lanes:
                 lane.join(0.5)
+        self._messages.end(deadline - monotonic())
         gear.desk.end(1.0)
         gear.workshop.close()
         gear.pace.flush()
@@ -173,7 +176,7 @@ class Courier:
             return self._settle_doubts()
         wait = self._send()
         if self._gear.link.state in (LinkState.UP, LinkState.UNKNOWN):
-            wait = min(wait, self._proof.turn())
+            wait = min(wait, self._proof.turn(), self._messages.turn())
         return wait
 
     def _reap(self) -> None:

@@ -12,9 +12,16 @@ from typing import TypeVar
 
 from edgepacs.clock import monotonic, wall_ms
 from edgepacs.custody import ingest
-from edgepacs.errors import Busy, EdgePacsError, LimitExceeded, PeerError, StorageFault
+from edgepacs.errors import (
+    Busy,
+    EdgePacsError,
+    InvalidValue,
+    LimitExceeded,
+    PeerError,
+    StorageFault,
+)
 from edgepacs.forward.pace import Pace
-from edgepacs.model import Arrival, Outcome
+from edgepacs.model import Arrival, Outcome, uid
 from edgepacs.store import Store, hours, prefetches
 from edgepacs.store.destinations import Destination
 from edgepacs.store.incidents import Incident
@@ -200,3 +207,11 @@ def words_of(haul: Haul, wanted: Sequence[Match]) -> str:
         return "nothing to fetch: no study of this patient that is not here, within the years set"
     done = f"{haul.studies} of {len(wanted)} studies, {haul.instances} instances fetched"
     return "; ".join([done, *haul.notes])
+
+
+def uid_or_empty(text: str) -> str:
+    """`text` where it is a UID, else '': what a destination says must not choose paths or keys."""
+    try:
+        return uid(text)
+    except InvalidValue:
+        return ""

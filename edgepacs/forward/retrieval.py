@@ -16,7 +16,7 @@ from edgepacs.dimse.retrieve import Keys
 from edgepacs.errors import InvalidValue, PeerError
 from edgepacs.forward import dial
 from edgepacs.forward.dial import LIMITS
-from edgepacs.forward.priors import MATCHES_MOST, Haul, Match, chosen
+from edgepacs.forward.priors import MATCHES_MOST, Haul, Match, chosen, uid_or_empty
 from edgepacs.model import UID, Arrival, Origin, PriorsBy, uid
 from edgepacs.store import prefetches
 
@@ -102,21 +102,15 @@ def _match(found: Identifier) -> Match:
         return [one.strip("\0 ") for one in identifier.text(found, tag).split("\\") if one]
 
     return Match(
-        study_instance_uid=_uid(identifier.text(found, identifier.STUDY_INSTANCE_UID)),
+        study_instance_uid=uid_or_empty(identifier.text(found, identifier.STUDY_INSTANCE_UID)),
         patient_id=identifier.text(found, identifier.PATIENT_ID),
         issuer=identifier.text(found, identifier.ISSUER_OF_PATIENT_ID),
         study_date=identifier.text(found, identifier.STUDY_DATE).replace(".", ""),
         modalities=frozenset(several(identifier.MODALITIES_IN_STUDY)),
-        sop_classes=tuple(filter(None, map(_uid, several(identifier.SOP_CLASSES_IN_STUDY)))),
+        sop_classes=tuple(
+            filter(None, map(uid_or_empty, several(identifier.SOP_CLASSES_IN_STUDY)))
+        ),
     )
-
-
-def _uid(text: str) -> str:
-    """`text` where it is a UID, else ''."""
-    try:
-        return uid(text)
-    except InvalidValue:
-        return ""
 
 
 def sop_classes(match: Match) -> list[str]:
@@ -183,7 +177,7 @@ class _Bringing:
             tag: "",
         }
         found = _ask(association, keys, _INSTANCES_MOST)
-        return sorted({_uid(identifier.text(one, tag)) for one in found} - {""})
+        return sorted({uid_or_empty(identifier.text(one, tag)) for one in found} - {""})
 
 
 class _Getting(_Bringing):

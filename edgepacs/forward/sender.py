@@ -6,6 +6,7 @@ from edgepacs.clock import monotonic
 from edgepacs.errors import EdgePacsError, PeerError, StorageFault
 from edgepacs.forward import proof
 from edgepacs.forward.courier import Courier, echoing
+from edgepacs.forward.notices import Notifier
 from edgepacs.forward.prefetch import Prefetcher
 from edgepacs.store import Store, destinations, errands, routing
 from edgepacs.store.destinations import Destination
@@ -26,6 +27,7 @@ class Sender:
         self._couriers: dict[int, Courier] = {}
         self._leaving: dict[int, Courier] = {}  # of destinations that are no more, or changed
         self._prefetcher = Prefetcher(store)
+        self._notifier = Notifier(store)
         self._errands: set[int] = set()  # being run
         self._fail_over_at = 0.0  # monotonic
 
@@ -35,7 +37,7 @@ class Sender:
         Raises StorageFault when the storage device failed: what the page cache says then is not
         what the disk holds, so only a new process may go on.
         """
-        Renditions(self._store).clear()
+        Renditions(self._store, self._store.paths.renditions).clear()
         self._prefetcher.recover()
         bell = Doorbell(self._store.paths.doorbell("forward"))
         try:
@@ -53,6 +55,7 @@ class Sender:
             self._run_errands()
             self._fail_over()
             self._prefetcher.round(self._couriers)
+            self._notify()
         except StorageFault:
             raise
         except EdgePacsError as error:  # no room, or busy: tried again at the next round
@@ -92,6 +95,11 @@ class Sender:
             return
         self._fail_over_at = monotonic() + FAIL_OVER_SECONDS
         if routing.fail_over(self._store.db):
+            for courier in self._couriers.values():
+                courier.ring()
+
+    def _notify(self) -> None:
+        if self._notifier.round():
             for courier in self._couriers.values():
                 courier.ring()
 

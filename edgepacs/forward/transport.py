@@ -212,12 +212,12 @@ class _Sending:
                 )
                 if in_turns:
                     self.association.await_sent(_TAIL_SECONDS)
-            return answer
         except PeerError:
             raise
         except EdgePacsError as error:  # which has aborted the association
             self._unreadable(claim, error)
             return None
+        return answer
 
 
 def _unsent(job: Job) -> int:

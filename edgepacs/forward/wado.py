@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from edgepacs.custody import ingest
-from edgepacs.errors import EdgePacsError, InvalidValue, PeerRefused, PeerUnreachable
-from edgepacs.forward.priors import MATCHES_MOST, Haul, Match, chosen
+from edgepacs.errors import EdgePacsError, PeerRefused, PeerUnreachable
+from edgepacs.forward.priors import MATCHES_MOST, Haul, Match, chosen, uid_or_empty
 from edgepacs.forward.web_client import WebClient, WebDataSet
-from edgepacs.model import Origin, uid
+from edgepacs.model import Origin
 from edgepacs.store import prefetches
 
 # Any transfer syntax: the form an archive holds is the one it can send without decoding.
@@ -53,19 +53,11 @@ def _find(haul: Haul, client: WebClient) -> list[Match]:
 
 def _match(found: WebDataSet) -> Match:
     return Match(
-        study_instance_uid=_uid(found.text(_STUDY)),
+        study_instance_uid=uid_or_empty(found.text(_STUDY)),
         patient_id=found.text(_PATIENT_ID),
         issuer=found.text(_ISSUER),
         study_date=found.text(_STUDY_DATE).replace(".", ""),
     )
-
-
-def _uid(text: str) -> str:
-    """`text` where it is a UID, else '': what a server says must not choose paths."""
-    try:
-        return uid(text)
-    except InvalidValue:
-        return ""
 
 
 def _listed(client: WebClient, path: str, keys: dict[str, str]) -> list[WebDataSet]:
@@ -99,7 +91,7 @@ def _instances(client: WebClient, study: str) -> list[tuple[str, str]]:
     for _ in range(_PAGES_MOST):
         keys = {"limit": str(_PAGE), "offset": str(len(found))}
         more = {
-            _uid(one.text(_INSTANCE)): _uid(one.text(_SERIES))
+            uid_or_empty(one.text(_INSTANCE)): uid_or_empty(one.text(_SERIES))
             for one in _listed(client, f"/studies/{study}/instances", keys)
         }
         if not more.keys() - found.keys():

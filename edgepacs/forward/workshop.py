@@ -5,34 +5,19 @@ Small ones wait in memory; large ones are sealed as renditions, since a line tha
 cost their conversion each time. Only a few are ever ahead, which bounds both.
 """
 
-import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 
-from edgepacs.forward.converter import Converter, Kind, Message, Order
-from edgepacs.model import UID
-from edgepacs.store import Store, instances, studies
-from edgepacs.store.instances import Instance
-from edgepacs.store.renditions import Rendition, Renditions
-from edgepacs.store.vault import ObjectWriter
+from edgepacs.custody.converter import Converter, Order
+from edgepacs.custody.prepared import Prepared, prepare
+from edgepacs.store import Store
+from edgepacs.store.renditions import Renditions
 
 AHEAD = 4  # instances prepared and not yet sent
 _SHARE = 2  # of them for each lane, where there are many
-IN_MEMORY = 4 << 20  # bytes of one of them; beyond it is sealed
-_Made = Future["Prepared | None"]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A data set ready to be sent; `pieces` gives it as often as it is tried."""
-
-    transfer_syntax_uid: UID
-    sop_instance_uid: UID
-    pieces: Callable[[], Iterator[bytes]]
-    drop: Callable[[], None]
+_Made = Future[Prepared | None]
 
 
 class Workshop:
@@ -44,8 +29,8 @@ class Workshop:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._renditions = Renditions(store)
-        self._converter = Converter(store.config.path)
+        self._renditions = Renditions(store, store.paths.renditions)
+        self._converter = Converter(store.config.path, "forward")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="convert")
         self._lock = threading.Condition()  # notified when there may be room
         self._benches: list[Bench] = []
@@ -131,18 +116,7 @@ class Workshop:
     # --- in the thread -------------------------------------------------------------------------
 
     def _make(self, order: Order) -> Prepared | None:
-        instance = instances.instance(self._store.db, order.instance)
-        gathered = _Gathered(self._store, self._renditions, instance)
-        try:
-            with closing(self._converter.run(order, instance)) as messages:
-                for message in messages:
-                    if message.kind is Kind.AS_STORED:
-                        return None
-                    gathered.take(message)
-            return gathered.whole()
-        except BaseException:
-            gathered.discard()
-            raise
+        return prepare(self._store, self._renditions, self._converter, order)
 
 
 class Bench:
@@ -197,61 +171,3 @@ def _drop(made: _Made) -> None:
         prepared = made.result()
         if prepared is not None:
             prepared.drop()
-
-
-class _Gathered:
-    """A data set as it comes from the converter, in memory or, when it outgrows that, sealed."""
-
-    def __init__(self, store: Store, renditions: Renditions, instance: Instance) -> None:
-        self._store = store
-        self._renditions = renditions
-        self._instance = instance
-        self._begin(instance.transfer_syntax_uid, instance.sop_instance_uid)
-
-    def _begin(self, syntax: UID, sop: UID) -> None:
-        self._syntax, self._sop = syntax, sop
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._writer: ObjectWriter | None = None
-
-    def take(self, message: Message) -> None:
-        if message.kind is Kind.BEGIN:
-            self.discard()
-            said = json.loads(message.content)
-            self._begin(UID(said["syntax"]), UID(said["sop_instance"]))
-        elif self._writer is not None:
-            self._writer.write(message.content)
-        else:
-            self._pieces.append(message.content)
-            self._size += len(message.content)
-            if self._size > IN_MEMORY:
-                self._spill()
-
-    def _spill(self) -> None:
-        self._writer = self._renditions.new(self._sop)
-        for one in self._pieces:
-            self._writer.write(one)
-        self._pieces = []
-
-    def discard(self) -> None:
-        if self._writer is not None:
-            self._writer.discard()
-
-    def whole(self) -> Prepared:
-        if self._writer is None:
-            pieces = tuple(self._pieces)
-            return Prepared(self._syntax, self._sop, lambda: iter(pieces), lambda: None)
-        study = studies.study(self._store.db, self._instance.study)
-        renditions = self._renditions
-        sealed = renditions.finish(self._writer, study.study_instance_uid, self._sop)
-        return Prepared(
-            self._syntax,
-            self._sop,
-            lambda: _unsealed(renditions, sealed),
-            lambda: renditions.remove(sealed),
-        )
-
-
-def _unsealed(renditions: Renditions, sealed: Rendition) -> Iterator[bytes]:
-    with renditions.open(sealed) as reader:
-        yield from reader.chunks()

@@ -23,6 +23,7 @@ from edgepacs.dimse.contexts import (
 )
 from edgepacs.dimse.items import Roles
 from edgepacs.model import AETitle, Service
+from edgepacs.scp.carriers import SMALLER
 from edgepacs.scp.conversation import Conversation
 from edgepacs.scp.services import PROVIDED
 from edgepacs.scp.shares import Place, Shares
@@ -126,24 +127,44 @@ class Gate:
         if proposed.abstract_syntax == STORAGE_COMMITMENT_PUSH:
             return self._reports_answer(proposed)
         provided = PROVIDED.get(proposed.abstract_syntax)
-        service = provided.service if provided else Service.STORE
-        if service not in self._services and (provided or not self._brings_priors):
+        if provided is None:
+            return self._storage_answer(proposed)
+        if provided.service not in self._services:
             return ContextAnswer(result=ContextResult.USER_REJECTION)
-        return native_answer(proposed) if provided else storage_answer(proposed)
+        options = provided.options(proposed.application_information)
+        return replace(native_answer(proposed), application_information=options)
+
+    def _storage_answer(self, proposed: ProposedContext) -> ContextAnswer:
+        """Storage, by us and, for who retrieves by C-GET, by the caller (PS3.7 D.3.3.4).
+
+        Who only retrieves and names first what is smaller is given that, if it is written here.
+        """
+        may_store = Service.STORE in self._services or self._brings_priors
+        takes = proposed.roles is not None and proposed.roles.scp
+        roles = Roles(scu=may_store, scp=takes and Service.GET in self._services)
+        if not roles.scu and not roles.scp:
+            return ContextAnswer(result=ContextResult.USER_REJECTION)
+        first = proposed.transfer_syntaxes[0]
+        if first in SMALLER and not roles.scu:
+            proposed = replace(proposed, transfer_syntaxes=(first,))
+        return replace(storage_answer(proposed), roles=roles)
 
     def _reports_answer(self, proposed: ProposedContext) -> ContextAnswer:
-        """Storage commitment with roles reversed, for reports (PS3.4 J.3.3, PS3.7 D.3.3.4).
+        """Storage commitment: for who asks us, and with roles reversed for reports to us.
 
-        Who proposes to be SCU would ask us to commit, which is not offered. A destination that
-        says nothing of roles can only mean its reports: some leave the role selection out.
+        PS3.4 J.3.3, PS3.7 D.3.3.4. A destination that may not ask and says nothing of roles can
+        only mean its reports: some leave the role selection out.
         """
-        if proposed.roles is None and self._reports:
-            return native_answer(proposed)
-        if proposed.roles is None or not proposed.roles.scp:
-            return storage_answer(proposed)
-        if not self._reports and Service.COMMITMENT not in self._services:
+        may_ask = Service.COMMITMENT in self._services
+        may_report = self._reports or may_ask
+        if proposed.roles is None:
+            roles = Roles(scu=may_report, scp=False)
+        else:
+            wanted = proposed.roles
+            roles = Roles(scu=wanted.scu and may_ask, scp=wanted.scp and may_report)
+        if not roles.scu and not roles.scp:
             return ContextAnswer(result=ContextResult.USER_REJECTION)
-        return native_answer(proposed, Roles(scu=False, scp=True))
+        return native_answer(proposed, roles)
 
     def note(self, rejection: AssociationRejected, host: str) -> None:
         """Record that a caller was refused; one refused for who it is is listed as well."""

@@ -52,7 +52,7 @@ class Attendant:
                 self._association.respond(message, SOP_CLASS_NOT_SUPPORTED)
             elif provided := PROVIDED.get(message.context.abstract_syntax):
                 provided.serve(self._conversation, message)
-            elif message.command.field == Field.C_STORE_RQ:
+            elif message.command.field == Field.C_STORE_RQ and message.context.roles.scu:
                 self._store_instance(message)
             else:
                 self._association.respond(message, UNRECOGNISED_OPERATION)

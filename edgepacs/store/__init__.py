@@ -42,8 +42,13 @@ class Paths:
 
     @property
     def renditions(self) -> Path:
-        """The vault of renditions, which outlive no process."""
+        """The vault of renditions on their way to destinations, which outlive no process."""
         return self.data_dir / "renditions"
+
+    @property
+    def retrievals(self) -> Path:
+        """The vault of renditions for whoever retrieves them, which outlive no process."""
+        return self.data_dir / "retrievals"
 
     def doorbell(self, role: str) -> Path:
         """The FIFO that wakes `role`."""

@@ -139,10 +139,11 @@ def give_back(db: Database, numbers: Sequence[int], *, result: str) -> None:
 # --- granting ----------------------------------------------------------------------------------
 
 _DUE = f"next_ms NOT BETWEEN ?2 + 1 AND ?2 + {FARTHEST_MS}"
+_QUEUED = "state = 'queued' AND kind = 'instance'"  # what the indexes of instances stand on
 _WAITING = (
     "FROM delivery JOIN instance ON instance.id = delivery.subject "
-    "WHERE delivery.state = 'queued' AND destination = ?1 "
-    f"AND {_DUE} AND delivery.priority >= ?3 AND kind = 'instance' "
+    f"WHERE delivery.{_QUEUED} AND destination = ?1 "
+    f"AND {_DUE} AND delivery.priority >= ?3 "
     "AND instance.state = 'stored' "
 )
 _CLAIM = (
@@ -158,13 +159,20 @@ _URGENT_FIRST = "ORDER BY delivery.priority DESC, delivery.id LIMIT ?4"
 def _grant(tx: Transaction, destination: int, wish: Wish) -> list[Claim]:
     now = wall_ms()
     found = _chosen(tx, destination, wish, now)
-    if found:
-        selection = _these(destination, [one.id for one in found])
-        shift(tx, selection, [DeliveryState.QUEUED], DeliveryState.SENDING, actor="forward")
-        for one in found:
-            tx.run("UPDATE delivery SET attempts = ? WHERE id = ?", one.attempts, one.id)
-            tx.insert("attempt", {"delivery": one.id, "started_ms": now})
+    begin(tx, destination, [one.id for one in found])
     return found
+
+
+def begin(tx: Transaction, destination: int, numbers: Sequence[int]) -> None:
+    """Record an attempt of each of these deliveries, of whatever kind, before anybody makes it."""
+    if not numbers:
+        return
+    selection = _these(destination, numbers)
+    shift(tx, selection, [DeliveryState.QUEUED], DeliveryState.SENDING, actor="forward")
+    now = wall_ms()
+    for number in numbers:
+        tx.run("UPDATE delivery SET attempts = attempts + 1 WHERE id = ?", number)
+        tx.insert("attempt", {"delivery": number, "started_ms": now})
 
 
 def _these(destination: int, numbers: Sequence[int]) -> Selection:
@@ -189,7 +197,7 @@ def _chosen(tx: Transaction, destination: int, wish: Wish, now: int) -> list[Cla
 def _level_of_oldest(tx: Transaction, destination: int, least: int, now: int) -> int | None:
     """The priority of the delivery that has waited longest; one look for each level there is."""
     sql = (
-        "SELECT id FROM delivery WHERE state = 'queued' AND destination = ?1 "  # noqa: S608
+        f"SELECT id FROM delivery WHERE {_QUEUED} AND destination = ?1 "  # noqa: S608
         f"AND {_DUE} AND priority = ?3 AND breaks < {HARD} ORDER BY id LIMIT 1"
     )
     found = [
@@ -202,7 +210,7 @@ def _level_of_oldest(tx: Transaction, destination: int, least: int, now: int) ->
 
 def _levels(tx: Transaction, destination: int) -> list[int]:
     """Every priority there is in the queue, the lowest first; one look in the index for each."""
-    lowest = "SELECT MIN(priority) FROM delivery WHERE state = 'queued' AND destination = ?"
+    lowest = f"SELECT MIN(priority) FROM delivery WHERE {_QUEUED} AND destination = ?"  # noqa: S608
     found: list[int] = []
     row = tx.first(lowest, destination)
     while row is not None and row[0] is not None:
@@ -232,7 +240,8 @@ def _key_objects_first(found: list[Claim]) -> list[Claim]:
 
 def _busy_with_hard(tx: Transaction, destination: int) -> bool:
     sql = (
-        "SELECT 1 FROM delivery WHERE state = 'sending' AND destination = ? AND breaks >= ? LIMIT 1"
+        "SELECT 1 FROM delivery WHERE state = 'sending' AND destination = ? AND breaks >= ? "
+        "AND kind = 'instance' LIMIT 1"
     )
     return tx.first(sql, destination, HARD) is not None
 
@@ -325,8 +334,11 @@ def recover(db: Database, destination: int | None = None) -> int:
 
 
 def in_doubt(db: Database, destination: int) -> bool:
-    """Whether something to a destination is in `sending`."""
-    sql = "SELECT 1 FROM delivery WHERE state = 'sending' AND destination = ? LIMIT 1"
+    """Whether an instance to a destination is in `sending`."""
+    sql = (
+        "SELECT 1 FROM delivery WHERE state = 'sending' AND destination = ? "
+        "AND kind = 'instance' LIMIT 1"
+    )
     with db.read() as tx:
         return tx.first(sql, destination) is not None
 
@@ -335,7 +347,7 @@ def next_due_ms(db: Database, destination: int) -> int | None:
     """When the next delivery to a destination is due (0: now); None with nothing queued."""
     with db.read() as tx:
         row = tx.first(
-            "SELECT MIN(next_ms) FROM delivery WHERE state = 'queued' AND destination = ?",
+            f"SELECT MIN(next_ms) FROM delivery WHERE {_QUEUED} AND destination = ?",  # noqa: S608
             destination,
         )
     return None if row is None or row[0] is None else int(row[0])
@@ -351,7 +363,7 @@ class Due:
 
 def due(db: Database, destination: int) -> Due | None:
     """How urgent what is due now is; None with nothing due."""
-    where = f"FROM delivery WHERE state = 'queued' AND destination = ?1 AND {_DUE}"
+    where = f"FROM delivery WHERE {_QUEUED} AND destination = ?1 AND {_DUE}"
     now = wall_ms()
     with db.read() as tx:
         first = tx.first(
@@ -362,7 +374,7 @@ def due(db: Database, destination: int) -> Due | None:
         if first is None:
             return None
         last = tx.first(
-            "SELECT MIN(priority) FROM delivery WHERE state = 'queued' AND destination = ?",
+            f"SELECT MIN(priority) FROM delivery WHERE {_QUEUED} AND destination = ?",  # noqa: S608
             destination,
         )
     assert last is not None
@@ -375,7 +387,7 @@ def waiting(db: Database, destination: int, least: int, most: int) -> int:
     Without those that are tried only when nothing else waits.
     """
     sql = (
-        "SELECT COUNT(*) FROM (SELECT 1 FROM delivery WHERE state = 'queued' AND destination = ?1 "  # noqa: S608
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM delivery WHERE {_QUEUED} AND destination = ?1 "  # noqa: S608
         f"AND {_DUE} AND priority >= ?3 AND breaks < {HARD} LIMIT ?4)"
     )
     with db.read() as tx:
@@ -389,9 +401,9 @@ def coming(db: Database, destination: int, most: int) -> list[tuple[UID, UID]]:
     """
     with db.read() as tx:
         rows = tx.rows(
-            "SELECT DISTINCT sop_class_uid, transfer_syntax_uid FROM "
-            "(SELECT subject FROM delivery WHERE state = 'queued' AND destination = ? "
-            "AND kind = 'instance' ORDER BY priority DESC, id LIMIT ?) AS waiting "
+            "SELECT DISTINCT sop_class_uid, transfer_syntax_uid FROM "  # noqa: S608  own words
+            f"(SELECT subject FROM delivery WHERE {_QUEUED} AND destination = ? "
+            "ORDER BY priority DESC, id LIMIT ?) AS waiting "
             "JOIN instance ON instance.id = waiting.subject WHERE instance.state = 'stored'",
             destination,
             most,

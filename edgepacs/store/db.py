@@ -63,6 +63,10 @@ class Transaction:
         """All rows of a query."""
         return list(self._connection.execute(sql, values))
 
+    def each(self, sql: str, *values: Value) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query one by one, for what is not to be held in memory all at once."""
+        return iter(self._connection.execute(sql, values))
+
     def first(self, sql: str, *values: Value) -> tuple[Any, ...] | None:
         """The first row of a query, or None."""
         return next(iter(self._connection.execute(sql, values)), None)

@@ -18,6 +18,7 @@ from edgepacs.model import (
     InstanceId,
     StudyId,
     StudyState,
+    WorklistMatch,
     require_transition,
 )
 from edgepacs.store import audit
@@ -38,10 +39,11 @@ NOT_LEFT = (
     DeliveryState.CANCELLED,
 )
 
-# Nothing of a study somebody stopped leaves, by whatever way it would come back into the queue.
+# Nothing leaves of a study somebody stopped or that differs from its order, by whatever way it
+# would come back into the queue.
 MAY_LEAVE = (
     "NOT EXISTS (SELECT 1 FROM study WHERE study.id = delivery.study "
-    "AND study.state IN ('held', 'rejected'))"
+    "AND (study.state IN ('held', 'rejected') OR study.worklist = 'mismatched'))"
 )
 STILL_STANDS = (
     "(kind != 'instance' OR EXISTS (SELECT 1 FROM instance WHERE instance.id = delivery.subject "
@@ -274,6 +276,35 @@ def supersede(tx: Transaction, instance: InstanceId, *, actor: str) -> None:
         shift(tx, selection, open_states, DeliveryState.SUPERSEDED, actor=actor, extra=extra)
 
 
+_OF_FORMER = """
+SELECT old.id, old.hold_reason, there.id FROM delivery AS old JOIN delivery AS there
+  ON there.kind = 'instance' AND there.subject = ?2 AND there.destination = old.destination
+WHERE old.kind = 'instance' AND old.subject = ?1 AND old.state IN ('queued', 'held', 'failed')
+  AND there.state = 'superseded'"""
+
+_HAND_OVER = """
+INSERT INTO delivery (kind, subject, study, destination, state, hold_reason, priority, send_as,
+                      failover, created_ms, changed_ms)
+SELECT kind, ?2, ?3, destination, iif(state = 'failed', 'queued', state), hold_reason, priority,
+       send_as, failover, ?4, ?4
+FROM delivery WHERE kind = 'instance' AND subject = ?1
+  AND state IN ('queued', 'held', 'failed', 'cancelled') ORDER BY id
+ON CONFLICT DO NOTHING"""
+
+
+def pass_on(
+    tx: Transaction, former: InstanceId, latter: InstanceId, study: StudyId, *, actor: str
+) -> None:
+    """What was due of one version and has not left is due of another, in its place.
+
+    What was cancelled stays so; what failed gets a new chance, being other bytes.
+    """
+    again = [(old, there, why) for old, why, there in tx.rows(_OF_FORMER, former, latter)]
+    tx.run(_HAND_OVER, former, latter, study, wall_ms())
+    _revive(tx, again, actor=actor)
+    supersede(tx, former, actor=actor)
+
+
 def readable_again(tx: Transaction, instance: InstanceId) -> None:
     """Queue what failed because our own copy of an instance could not be read."""
     for (number,) in tx.rows(
@@ -287,9 +318,11 @@ def readable_again(tx: Transaction, instance: InstanceId) -> None:
 
 def send_study(tx: Transaction, study: StudyId, destinations: Sequence[int], *, actor: str) -> int:
     """Queue what is not on its way yet, before everything else; how many are queued now."""
-    row = tx.first("SELECT state FROM study WHERE id = ?", study)
+    row = tx.first("SELECT state, worklist FROM study WHERE id = ?", study)
     if row is None:
         raise NotFound(f"study: there is no study {study}")
+    if row[1] == WorklistMatch.MISMATCHED:
+        raise Conflict("study: it differs from its order; decide about that before sending")
     if StudyState(row[0]) in (StudyState.HELD, StudyState.REJECTED):
         raise Conflict(f"study: it is {row[0]}; release it before sending")
     if not destinations:

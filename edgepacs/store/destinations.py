@@ -27,8 +27,8 @@ class Destination:
     """Where instances are sent, and what is known of the line to it.
 
     `lossy` is the quality of the images it is sent, 1 to 100; 0 for without loss (`terms`). The
-    fields after it are the columns of migrations 0006, 0009 and 0013, whose comments say what
-    they mean.
+    fields after it are the columns of migrations 0006, 0009, 0013 and 0018, whose comments say
+    what they mean.
     """
 
     id: int
@@ -62,6 +62,8 @@ class Destination:
     priors_most: int
     priors_mib: int
     priors_years: int
+    mpps: int
+    notify: int
 
 
 _DESTINATION = ", ".join(Destination.__slots__)
@@ -167,6 +169,8 @@ SETTINGS: Mapping[str, Callable[[str, str], str | int]] = {
     "priors_most": _between(1, 100),
     "priors_mib": _between(1, 1_000_000),
     "priors_years": _between(1, 150),
+    "mpps": _between(0, 1),
+    "notify": _between(0, 1),
 }
 """What a person may say of a destination: each setting with the function that checks it."""
 
@@ -185,6 +189,8 @@ def change(tx: Transaction, name: str, settings: Mapping[str, str], *, actor: st
     checked = {setting: SETTINGS[setting](setting, text) for setting, text in settings.items()}
     if checked.get("priors", "none") != "none":
         _begin_with_priors(tx)
+    if checked.get("notify"):
+        _begin_with_notifications(tx, row[0])
     values = dict(checked)
     if checked.get("url") and checked.get("transport", row[1]) == "stow":
         values |= _place(str(checked["url"]))
@@ -207,6 +213,15 @@ def _begin_with_priors(tx: Transaction) -> None:
     tx.run(
         "UPDATE prefetch_mark SET considered = (SELECT COALESCE(MAX(id), 0) FROM study) "
         "WHERE NOT EXISTS (SELECT 1 FROM destination WHERE priors != 'none')"
+    )
+
+
+def _begin_with_notifications(tx: Transaction, number: int) -> None:
+    """It is told of the studies that come from now on."""
+    tx.run(
+        "UPDATE destination SET notify_mark = (SELECT COALESCE(MAX(id), 0) FROM study) "
+        "WHERE id = ? AND notify = 0",
+        number,
     )
 
 

@@ -61,6 +61,7 @@ class Draft:
             "received_digest": self.received_digest.hex(),
             "pixel_offset": self.pixel_offset,
             "received_ms": self.received_ms,
+            **({"corrects": self.arrival.corrects.hex()} if self.arrival.corrects else {}),
             **self._at_rest(),
         }
 
@@ -95,6 +96,7 @@ class Draft:
             transfer_syntax_uid=UID(values.pop("transfer_syntax_uid")),
             origin=Origin(values.pop("origin")),
             source=values.pop("source"),
+            corrects=bytes.fromhex(values.pop("corrects", "")),
         )
         own = {name: values.pop(name) for name in ("byte_length", "pixel_offset", "received_ms")}
         if "received_sha256" in values:  # sealed by a version before 0.2

@@ -254,11 +254,14 @@ def _settle_unknown(store: Store, stray: ObjectId, settled: Settled) -> None:
 
 
 def _is_superfluous(store: Store, draft: Draft) -> bool:
-    """Whether it is compressed, and what it was made from, or took its place, is there and whole.
+    """Whether it was made here, and what it was made from, or took its place, is there and whole.
 
-    Nobody proved it, or the row would name it: it counts only where there is nothing else. Raises
-    where that cannot be told now.
+    Of a correction that never came to stand what was received is there: it is never deleted. Of a
+    compressed object nobody proved it, or the row would name it: it counts only where there is
+    nothing else. Raises where that cannot be told now.
     """
+    if draft.arrival.corrects:
+        return True
     if draft.at_rest is None:
         return False
     standing = instances.standing(store.db, draft)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from edgepacs.errors import StorageFault
 from edgepacs.model import Receipt
-from edgepacs.store import instances
+from edgepacs.store import instances, reconciliation
 from edgepacs.store.db import Database
 from edgepacs.store.drafts import Draft
 
@@ -48,7 +48,9 @@ class GroupCommit:
 
     def _commit_all(self, group: list[_Waiting]) -> None:
         try:
-            receipts = instances.commit(self._db, [one.draft for one in group])
+            with self._db.write() as tx:
+                receipts = instances.committed(tx, [one.draft for one in group])
+                reconciliation.arrived(tx, receipts)
         except BaseException as error:  # noqa: BLE001  it is raised again in its own thread
             # After a storage fault nobody knows what has become durable: nobody tries again.
             if len(group) == 1 or isinstance(error, StorageFault):

@@ -4,7 +4,6 @@
 sealed bytes are durable, so a row exists if and only if its bytes do.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from edgepacs.errors import Conflict
 from edgepacs.model import (
     INSTANCE_TRANSITIONS,
     UID,
+    Attributes,
     InstanceId,
     InstanceState,
     ObjectId,
@@ -20,10 +20,9 @@ from edgepacs.model import (
     Outcome,
     Receipt,
     StudyId,
-    StudyState,
     require_transition,
 )
-from edgepacs.store import audit, compressions, deliveries, routing
+from edgepacs.store import audit, compressions, deliveries, placing, routing
 from edgepacs.store.db import Database, Transaction
 from edgepacs.store.drafts import Draft
 
@@ -55,6 +54,7 @@ class Instance:
     origin: Origin = field(metadata={"make": Origin})
     source: str
     received_ms: int
+    corrects: InstanceId | None = None  # the received version it stands for, written anew
 
 
 _COLUMNS = ", ".join(Instance.__slots__)
@@ -104,6 +104,13 @@ def stored_version(db: Database, sop_instance_uid: UID) -> Instance | None:
         return next(iter(tx.records(Instance, sql, sop_instance_uid)), None)
 
 
+def of_uid(db: Database, sop_instance_uid: UID) -> list[Instance]:
+    """Every version of a SOP Instance UID, tombstones included, the oldest first."""
+    sql = f"SELECT {_COLUMNS} FROM instance WHERE sop_instance_uid = ? ORDER BY id"  # noqa: S608
+    with db.read() as tx:
+        return tx.records(Instance, sql, sop_instance_uid)
+
+
 def newest(db: Database) -> int:
     """The number of the instance that arrived last; 0 for none."""
     with db.read() as tx:
@@ -130,13 +137,18 @@ def commit(db: Database, drafts: Sequence[Draft]) -> list[Receipt]:
     has replaced is in the receipt. Every answer is Success to the modality (PS3.4 B.2.3).
     """
     with db.write() as tx:
-        return [_commit_one(tx, draft) for draft in drafts]
+        return committed(tx, drafts)
+
+
+def committed(tx: Transaction, drafts: Sequence[Draft]) -> list[Receipt]:
+    """The same within a transaction; nothing of it is durable before that has ended."""
+    return [_commit_one(tx, draft) for draft in drafts]
 
 
 def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
     versions = tx.rows(
         "SELECT id, study, series, state, object_id, received_digest, received_syntax_uid, "
-        "version, byte_length FROM instance WHERE sop_instance_uid = ?",
+        "version, byte_length, corrects FROM instance WHERE sop_instance_uid = ?",
         draft.arrival.sop_instance_uid,
     )
     same = (draft.received_digest, draft.arrival.transfer_syntax_uid)
@@ -146,7 +158,17 @@ def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
             return Receipt(outcome=Outcome.STORED, instance_id=row[0], study_id=row[1])
         if row[5:7] == same:
             return _take_again(tx, draft, row)
-    alone = all(row[3] != InstanceState.STORED for row in known)
+    standing = next((row for row in known if row[3] == InstanceState.STORED), None)
+    if standing is not None and draft.arrival.corrects:  # the index is being rebuilt
+        number = stand_in(tx, draft, within(tx, standing[0]), actor=draft.arrival.source)
+        return Receipt(
+            outcome=Outcome.STORED, instance_id=number, study_id=within(tx, number).study
+        )
+    if standing is not None and any(row[0] == standing[9] and row[5:7] == same for row in versions):
+        # What was corrected, sent once more: its correction stands for it.
+        receipt = _answer(tx, draft, Outcome.DUPLICATE, standing[0], standing[1])
+        return replace(receipt, replaced=draft.object_id)
+    alone = standing is None
     evicted = [row for row in versions if row[3] == InstanceState.EVICTED]
     for row in evicted if alone else ():
         if row[5:7] == same:
@@ -159,12 +181,12 @@ def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
 
 def _take_back(tx: Transaction, draft: Draft, row: tuple[Any, ...]) -> Receipt:
     """The same bytes as were evicted: kept again, and sent only where they have not arrived."""
-    number, study, series, _, former, _, _, _, length = row
+    number, study, series, _, former, _, _, _, length, _ = row
     move(tx, number, InstanceState.STORED, actor=draft.arrival.source)
     association = _association(tx, draft)
     _replace_object(tx, number, draft, association)
     _own(tx, number, draft)
-    _count(tx, study, series, 0, draft.byte_length - length, draft.received_ms)
+    placing.count(tx, study, series, 0, draft.byte_length - length, draft.received_ms)
     due = _due(tx, draft, number, study)
     receipt = _answer(tx, draft, Outcome.STORED, number, study)
     return replace(receipt, replaced=ObjectId(former), due=due, association=association)
@@ -175,14 +197,14 @@ def _take_again(tx: Transaction, draft: Draft, row: tuple[Any, ...]) -> Receipt:
 
     What was fetched never takes the place of what a modality or a person brought.
     """
-    number, study, series, state, former, _, _, _, length = row
+    number, study, series, state, former, _, _, _, length, _ = row
     if not draft.arrival.origin.routed and _is_own(tx, number):
         receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
         return replace(receipt, replaced=draft.object_id)
     association = _association(tx, draft)
     _replace_object(tx, number, draft, association)
     longer = draft.byte_length - length if state == InstanceState.STORED else 0
-    _count(tx, study, series, 0, longer, draft.received_ms)
+    placing.count(tx, study, series, 0, longer, draft.received_ms)
     if _own(tx, number, draft) and state == InstanceState.STORED:
         _due(tx, draft, number, study)
     receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
@@ -207,11 +229,11 @@ def _own(tx: Transaction, number: int, draft: Draft) -> bool:
 def _take_new(tx: Transaction, draft: Draft, outcome: Outcome, version: int) -> Receipt:
     """Bytes not known before; where another version stands for the UID they wait."""
     stored = outcome is Outcome.STORED
-    study, series = _place(tx, draft)
+    study, series = placing.place(tx, draft)
     association = _association(tx, draft)
     placed = {"series": series, "study": study, "association": association}
     number = _insert(tx, draft, outcome, version, placed)
-    _count(tx, study, series, int(stored), draft.byte_length * stored, draft.received_ms)
+    placing.count(tx, study, series, int(stored), draft.byte_length * stored, draft.received_ms)
     due = stored and _due(tx, draft, number, study)
     return replace(_answer(tx, draft, outcome, number, study), due=due, association=association)
 
@@ -334,163 +356,6 @@ def _insert(
     return number
 
 
-def _place(tx: Transaction, draft: Draft) -> tuple[int, int]:
-    """The rows of its study and series, made or brought up to date."""
-    a = draft.attributes
-    found = tx.first(
-        "SELECT patient.id, study.id, study.modalities, series.id FROM patient "
-        "LEFT JOIN study ON study.study_instance_uid = ? AND study.patient = patient.id "
-        "LEFT JOIN series ON series.study = study.id AND series.series_instance_uid = ? "
-        "WHERE patient.patient_id = ? AND patient.issuer = ? AND patient.alone_in = ?",
-        a.study_instance_uid,
-        a.series_instance_uid,
-        a.patient_id,
-        a.issuer_of_patient_id,
-        _alone_in(draft),
-    )
-    patient, study, modalities, series = found or (None, None, None, None)
-    if patient is None:
-        patient = _new_patient(tx, draft)
-    if study is None:
-        study = _new_study(tx, draft, patient)
-    elif a.modality and a.modality not in modalities.split("\\"):
-        _add_modality(tx, study, modalities, a.modality)
-    if series is None:
-        series = _new_series(tx, draft, study)
-    return study, series
-
-
-def _alone_in(draft: Draft) -> str:
-    """A patient is (Patient ID, issuer), or one per study where the ID is empty."""
-    return "" if draft.attributes.patient_id else draft.attributes.study_instance_uid
-
-
-def _new_patient(tx: Transaction, draft: Draft) -> int:
-    a = draft.attributes
-    return tx.insert(
-        "patient",
-        {
-            "patient_id": a.patient_id,
-            "issuer": a.issuer_of_patient_id,
-            "alone_in": _alone_in(draft),
-            "name": a.patient_name,
-            "birth_date": a.patient_birth_date,
-            "sex": a.patient_sex,
-            "created_ms": draft.received_ms,
-        },
-    )
-
-
-def _add_modality(tx: Transaction, study: int, modalities: str, modality: str) -> None:
-    """Bring a study's Modalities in Study (0008,0061) up to date."""
-    every = sorted(one for one in [*modalities.split("\\"), modality] if one)
-    tx.run("UPDATE study SET modalities = ? WHERE id = ?", "\\".join(every), study)
-
-
-def _new_study(tx: Transaction, draft: Draft, patient: int) -> int:
-    """A new study; one Study Instance UID with two patients is flagged, never merged."""
-    a = draft.attributes
-    others = tx.rows("SELECT id FROM study WHERE study_instance_uid = ?", a.study_instance_uid)
-    number = tx.insert(
-        "study",
-        {
-            "study_instance_uid": a.study_instance_uid,
-            "patient": patient,
-            "state": StudyState.RECEIVED,
-            "state_ms": draft.received_ms,
-            "patient_name": a.patient_name,
-            "patient_id": a.patient_id,
-            "issuer": a.issuer_of_patient_id,
-            "birth_date": a.patient_birth_date,
-            "sex": a.patient_sex,
-            "study_date": a.study_date,
-            "study_time": a.study_time,
-            "study_id": a.study_id,
-            "accession_number": a.accession_number,
-            "description": a.study_description,
-            "referring_physician": a.referring_physician,
-            "institution": a.institution,
-            "modalities": a.modality,
-            "search_text": folded(
-                f"{a.patient_name}\n{a.patient_id}\n{a.accession_number}\n{a.study_description}"
-            ),
-            "created_ms": draft.received_ms,
-            "received_ms": 0,
-        },
-    )
-    for study in [number, *(row[0] for row in others)] if others else []:
-        flag_study(tx, study, "two-patients")
-    return number
-
-
-def flag_study(tx: Transaction, study: int, word: str) -> None:
-    """Add a word to a study's flags, once."""
-    tx.run(
-        "UPDATE study SET flags = TRIM(flags || ' ' || ?) "
-        "WHERE id = ? AND INSTR(' ' || flags || ' ', ' ' || ? || ' ') = 0",
-        word,
-        study,
-        word,
-    )
-
-
-def _unflag_study(tx: Transaction, study: int, word: str) -> None:
-    """Take a word out of a study's flags."""
-    tx.run(
-        "UPDATE study SET flags = TRIM(REPLACE(' ' || flags || ' ', ' ' || ? || ' ', ' ')) "
-        "WHERE id = ?",
-        word,
-        study,
-    )
-
-
-def folded(text: str) -> str:
-    """`text` for searching: without case, accents or name separators."""
-    plain = unicodedata.normalize("NFKD", text.replace("^", " ").replace("=", " "))
-    return "".join(c for c in plain if not unicodedata.combining(c)).casefold()
-
-
-def _new_series(tx: Transaction, draft: Draft, study: int) -> int:
-    a = draft.attributes
-    tx.run("UPDATE study SET series_count = series_count + 1 WHERE id = ?", study)
-    return tx.insert(
-        "series",
-        {
-            "study": study,
-            "series_instance_uid": a.series_instance_uid,
-            "modality": a.modality,
-            "number": a.series_number,
-            "description": a.series_description,
-            "body_part": a.body_part,
-            "station_name": a.station_name,
-            "laterality": a.laterality,
-            "created_ms": draft.received_ms,
-            "received_ms": 0,
-        },
-    )
-
-
-def _count(
-    tx: Transaction, study: int, series: int, instances: int, length: int, received_ms: int = 0
-) -> None:
-    """Bring the counts of study and series up to date, and to the second when they last grew.
-
-    To the second, because a study's place in the list by age is a page more to write.
-    """
-    second = received_ms // 1000 * 1000
-    tx.run(
-        "UPDATE series SET instance_count = instance_count + ?, byte_size = byte_size + ?, "
-        "received_ms = MAX(received_ms, ?) WHERE id = ?",
-        *(instances, length, second, series),
-    )
-    tx.run(
-        "UPDATE study SET instance_count = instance_count + ?, byte_size = byte_size + ? "
-        "WHERE id = ?",
-        *(instances, length, study),
-    )
-    tx.run("UPDATE study SET received_ms = ?1 WHERE id = ?2 AND received_ms < ?1", second, study)
-
-
 def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str) -> Instance:
     """Bring an instance into another state, with its audit row; the instance as it was."""
     old = within(tx, number)
@@ -502,10 +367,10 @@ def move(tx: Transaction, number: InstanceId, new: InstanceState, *, actor: str)
     if old.state is InstanceState.QUARANTINED and not tx.number(
         "SELECT COUNT(*) FROM instance WHERE state = 'quarantined' AND study = ?", old.study
     ):
-        _unflag_study(tx, old.study, "conflict")
+        placing.unflag_study(tx, old.study, "conflict")
     if InstanceState.STORED in (old.state, new):
         sign = 1 if new is InstanceState.STORED else -1
-        _count(tx, old.study, old.series, sign, sign * old.byte_length)
+        placing.count(tx, old.study, old.series, sign, sign * old.byte_length)
     if InstanceState.EVICTED in (old.state, new):
         sign = 1 if new is InstanceState.EVICTED else -1
         for table, row in (("study", old.study), ("series", old.series)):
@@ -534,11 +399,61 @@ def accept_version(db: Database, number: InstanceId, *, actor: str) -> None:
         compressions.consider(tx, number)
 
 
+def stand_in(tx: Transaction, draft: Draft, former: Instance, *, actor: str) -> InstanceId:
+    """Let a correction stand for the UID of the instance it was written anew of; its row number.
+
+    The received version is kept as superseded. Study and series take on what it says; what was
+    due of the former and has not left is due of it.
+    """
+    move(tx, former.id, InstanceState.SUPERSEDED, actor=actor)
+    placing.rehome(tx, former.study, draft.attributes)
+    study, series = placing.place(tx, draft)
+    version = 1 + tx.number(
+        "SELECT MAX(version) FROM instance WHERE sop_instance_uid = ?", former.sop_instance_uid
+    )
+    placed: dict[str, int | None] = {"series": series, "study": study, "association": None}
+    placed["corrects"] = former.corrects or former.id
+    number = InstanceId(_insert(tx, draft, Outcome.STORED, version, placed))
+    placing.count(tx, study, series, 1, draft.byte_length)
+    placing.side(tx, series, draft.attributes)
+    audit.record(
+        tx,
+        actor=actor,
+        act="instance corrected",
+        kind="instance",
+        subject=number,
+        detail=f"stands for {former.id}",
+    )
+    deliveries.pass_on(tx, former.id, number, StudyId(study), actor=actor)
+    return number
+
+
+def step_back(
+    tx: Transaction, correction: Instance, as_received: Attributes, *, actor: str
+) -> ObjectId:
+    """Let the received version stand again for the UID of a correction, which is given up.
+
+    `as_received` is what was sealed with it. Returns the object of the correction, to be removed
+    once this is durable. Raises Conflict where it is no correction that stands.
+    """
+    if correction.corrects is None or correction.state is not InstanceState.STORED:
+        raise Conflict("instance: no correction stands for it")
+    move(tx, correction.id, InstanceState.SUPERSEDED, actor=actor)
+    move(tx, correction.id, InstanceState.DISCARDED, actor=actor)
+    received = move(tx, correction.corrects, InstanceState.STORED, actor=actor)
+    if received.study == correction.study:
+        placing.rehome(tx, received.study, as_received)
+    placing.side(tx, received.series, as_received)
+    deliveries.pass_on(tx, correction.id, received.id, received.study, actor=actor)
+    compressions.consider(tx, received.id)
+    return correction.object_id
+
+
 def quarantine(db: Database, number: InstanceId) -> None:
     """Compared and found different: it waits for a person."""
     with db.write() as tx:
         old = move(tx, number, InstanceState.QUARANTINED, actor="upkeep")
-        flag_study(tx, old.study, "conflict")
+        placing.flag_study(tx, old.study, "conflict")
 
 
 def known_objects(db: Database) -> dict[ObjectId, tuple[InstanceId, InstanceState]]:

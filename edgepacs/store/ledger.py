@@ -147,6 +147,7 @@ SELECT destination.id, destination.name, waiting.state, waiting.study, waiting.c
 FROM destination
 LEFT JOIN (SELECT destination, state, study, COUNT(*) AS count FROM delivery
            WHERE state IN ('queued', 'sending', 'held', 'failed', 'cancelled')
+             AND study IS NOT NULL
            GROUP BY state, destination, study) AS waiting ON waiting.destination = destination.id
 LEFT JOIN study ON study.id = waiting.study
 ORDER BY destination.name"""

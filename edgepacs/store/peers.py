@@ -1,6 +1,7 @@
 """Peers: AE titles that may call, those refused, destinations to send to, associations made."""
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ _RESOLVED_SECONDS = 300.0  # for so long the addresses of a host name are not as
 _RESOLVED_KEPT = 1024
 AE_ASSOCIATIONS = 16  # what an AE may take unless said: no ordinary modality ever asks for so much
 AE_OBJECT_SECONDS = 3600
+_CODE = re.compile(r"[A-Z0-9 _]{1,16}")  # PS3.5 6.2, VR CS
 _LEAST_AND_MOST: Mapping[str, tuple[int, int]] = {
     "max_associations": (1, 1024),
     "max_object_mib": (0, 1 << 20),
@@ -29,7 +31,9 @@ class KnownAE:
     """An AE title that may call from `host`, for `services`; `port` is where it listens.
 
     It may have `max_associations` open at once; one object may take `max_object_seconds` and hold
-    `max_object_mib`, 0 standing for the node's own limit, which none may pass.
+    `max_object_mib`, 0 standing for the node's own limit, which none may pass. Of the worklist it
+    sees what is for one of `sees_stations`, or for none in particular, and of `sees_modalities`:
+    backslash between them, '' for all.
     """
 
     title: AETitle
@@ -40,6 +44,8 @@ class KnownAE:
     max_associations: int
     max_object_mib: int
     max_object_seconds: int
+    sees_stations: str = ""
+    sees_modalities: str = ""
 
     def may(self, service: Service) -> bool:
         """Whether it may use `service`."""
@@ -128,6 +134,30 @@ def allow(tx: Transaction, title: str, allowance: Allowance, *, actor: str) -> N
         raise NotFound(f"AE title: {known!r} is not known")
     detail = " ".join([known, *(f"{name}={value}" for name, value in said.items())])
     audit.record(tx, actor=actor, act="ae allowance", kind="ae", subject=None, detail=detail)
+
+
+def show(
+    tx: Transaction,
+    title: str,
+    *,
+    stations: Sequence[str],
+    modalities: Sequence[str],
+    actor: str,
+) -> None:
+    """Say what of the worklist an AE title sees, none for all; raises NotFound, InvalidValue."""
+    known = ae_title(title)
+    for name in modalities:
+        if not _CODE.fullmatch(name):
+            raise InvalidValue("modality", "not 1 to 16 capitals, digits, spaces or underscores")
+    named = "\\".join(ae_title(name, "station") for name in stations)
+    if not tx.run(
+        "UPDATE ae SET sees_stations = ?, sees_modalities = ? WHERE title = ?",
+        *(named, "\\".join(modalities), known),
+    ):
+        raise NotFound(f"AE title: {known!r} is not known")
+    seen = [*(f"station={name}" for name in stations), *(f"modality={m}" for m in modalities)]
+    detail = " ".join([known, *(seen or ["all"])])
+    audit.record(tx, actor=actor, act="ae sees", kind="ae", subject=None, detail=detail)
 
 
 def remove_ae(tx: Transaction, title: str, *, actor: str) -> None:

@@ -1,12 +1,13 @@
 """Renditions: instances in another transfer syntax, sealed until they are sent.
 
-They lie in a vault of their own, are named by no row and outlive no process: what a crash leaves
+They lie in vaults of their own, are named by no row and outlive no process: what a crash leaves
 is removed when the next one begins. So nothing else ever takes one for an instance.
 """
 
 import shutil
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgepacs.model import UID, ObjectId
 from edgepacs.store import Store
@@ -26,11 +27,11 @@ class Rendition:
 
 
 class Renditions:
-    """The renditions of one node, for the one process that makes them."""
+    """The renditions below `root`, for the one process that makes them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, root: Path) -> None:
         self._store = store
-        self._root = store.paths.renditions
+        self._root = root
         self._vault = Vault(self._root, store.keystore, store.config.node.reserve_mib << 20)
 
     def clear(self) -> None:

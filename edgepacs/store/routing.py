@@ -6,7 +6,7 @@ process that changes them changes the stamp, and the next commit sees it.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from edgepacs.model import (
     Origin,
     StudyId,
     StudyState,
+    WorklistMatch,
 )
 from edgepacs.store import deliveries, rules
 from edgepacs.store.db import Database, Transaction
@@ -48,7 +49,16 @@ class _Plan:
     clock: bool  # whether a rule asks for day or time
 
     def wanted(self, facts: rules.Facts) -> list[Wanted]:
-        """What the rules want for an instance; never back to where it came from."""
+        """What the rules want for an instance; never back to where it came from.
+
+        Of a study that differs from its order all is held until a person has decided.
+        """
+        found = self._wanted(facts)
+        if facts["worklist"] != WorklistMatch.MISMATCHED:
+            return found
+        return [one if one.reason else replace(one, reason=HoldReason.ORDER) for one in found]
+
+    def _wanted(self, facts: rules.Facts) -> list[Wanted]:
         found: dict[int, Wanted] = {}
         state, source = StudyState(facts["state"]), facts["calling_ae"]
         for route in self.routes:

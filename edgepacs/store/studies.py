@@ -15,7 +15,7 @@ from edgepacs.model import (
 )
 from edgepacs.store import audit, deliveries, routing
 from edgepacs.store.db import Database, Transaction
-from edgepacs.store.instances import folded
+from edgepacs.store.placing import folded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -220,7 +220,7 @@ def _queue(tx: Transaction, destination: Destination) -> tuple[int, int, int]:
     least = min(destination.least_priority or -(2**31), STAT)
     row = tx.first(
         "SELECT COUNT(*), SUM(priority >= ?2) FROM delivery "
-        "WHERE state = 'queued' AND destination = ?1",
+        "WHERE state = 'queued' AND kind = 'instance' AND destination = ?1",
         destination.id,
         least,
     )

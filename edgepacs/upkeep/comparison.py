@@ -35,6 +35,8 @@ def compare_waiting(store: Store) -> int:
 
 def _decide(store: Store, waiting: Instance) -> None:
     stored = instances.stored_version(store.db, waiting.sop_instance_uid)
+    if stored is not None and stored.corrects is not None:  # it may be what was corrected, again
+        stored = instances.instance(store.db, stored.corrects)
     if stored is None or not _same(store, stored, waiting):
         instances.quarantine(store.db, waiting.id)
         log.warning("instance %d: other content under a known UID, quarantined", waiting.id)

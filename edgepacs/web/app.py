@@ -21,11 +21,13 @@ from edgepacs.web import (
     instance,
     lines,
     outbox,
+    reconcile,
     rulebook,
     study,
     study_list,
     system,
     wording,
+    worklist,
 )
 
 _PARTS = (
@@ -35,10 +37,12 @@ _PARTS = (
     instance,
     lines,
     outbox,
+    reconcile,
     rulebook,
     study,
     study_list,
     system,
+    worklist,
 )
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _YEAR = 31_536_000  # seconds

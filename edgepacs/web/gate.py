@@ -26,7 +26,7 @@ IMPORT_PATH = "/import"
 _COOKIE, _COOKIE_TLS = "edgepacs", "__Host-edgepacs"
 _FORM_COOKIE = "edgepacs-form"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_NEXT = re.compile(r"/(studies(/[1-9][0-9]{0,15})?|queue|system)?", re.ASCII)
+_NEXT = re.compile(r"/((studies|worklist)(/[1-9][0-9]{0,15})?|queue|system)?", re.ASCII)
 _View = TypeVar("_View", bound=Callable[..., object])
 
 _CSP = (

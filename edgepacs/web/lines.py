@@ -33,6 +33,7 @@ class Setting:
 _GROUPS = (
     ("Address", ("transport", "ae_title", "host", "port", "url", "associations")),
     ("Proof of arrival", ("proof",)),
+    ("Messages", ("mpps", "notify")),
     ("Line", ("kbits", "daily_mib", "monthly_mib", "stat_mib", "hours", "least_priority")),
     (
         "Identity and encryption",
@@ -53,6 +54,8 @@ _WORDS = {
     "stat_mib": ("STAT beyond a quota, MiB", "0: none"),
     "hours": ("Hours", "22:00-06:00,12:00-13:00; empty: always"),
     "least_priority": ("Least priority", "what is less urgent waits for another line; 0: all goes"),
+    "mpps": ("Told of procedure steps (MPPS)", "of what modalities report here"),
+    "notify": ("Told when a study is there", "instance availability notification"),
     "tls": ("Encryption of DICOM", ""),
     "authority": ("Trusted authority (PEM)", "empty: those this machine trusts"),
     "certificate": ("Our certificate (PEM)", "shown to the destination"),
@@ -63,6 +66,8 @@ _WORDS = {
 }
 _CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "transport": (("dimse", "C-STORE"), ("stow", "STOW-RS (HTTPS)")),
+    "mpps": (("0", "no"), ("1", "yes")),
+    "notify": (("0", "no"), ("1", "yes")),
     "tls": (("0", "none"), ("1", "TLS")),
     "proof": tuple((str(one), f"{one}: {one.meaning}") for one in ProofWanted),
 }

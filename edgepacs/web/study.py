@@ -19,12 +19,14 @@ from edgepacs.store import (
     fingerprint,
     instances,
     ledger,
+    steps,
     studies,
 )
 from edgepacs.store.audit import AuditRecord
 from edgepacs.store.destinations import Destination
 from edgepacs.store.instances import Instance
 from edgepacs.store.ledger import StudyWay
+from edgepacs.store.steps import Counted, Missing
 from edgepacs.store.studies import Series, Study
 from edgepacs.web import compression, gate
 from edgepacs.web.compression import Standing
@@ -66,6 +68,8 @@ class Panel:
     destinations: list[Destination]
     versions: list[Version]
     comparing: int
+    missing: list[Missing]
+    steps: list[Counted]
     history: Sequence[AuditRecord]
     series: dict[SeriesId, Series]
     standing: list[Standing]
@@ -74,11 +78,12 @@ class Panel:
 
 def _panel(number: StudyId) -> Panel:
     db = gate.store().db
+    study = studies.study(db, number)
     progress = ledger.progress_of_studies(db, [number])[number]
     waiting = instances.waiting(db, InstanceState.QUARANTINED, number)
     standing = compression.of_study(db, number)
     return Panel(
-        study=studies.study(db, number),
+        study=study,
         ways=ways(progress),
         times={one.destination: one for one in ledger.ways_of_study(db, number)},
         destinations=destinations.every(db),
@@ -87,6 +92,8 @@ def _panel(number: StudyId) -> Panel:
             for one in waiting
         ],
         comparing=len(instances.waiting(db, InstanceState.COMPARING, number)),
+        missing=steps.missing(db, [number]).get(number, []),
+        steps=steps.of_study(db, study.study_instance_uid),
         history=audit.of_subject(db, "study", number)[: -_HISTORY - 1 : -1],
         series={one.id: one for one in studies.series_of(db, number)},
         standing=standing,
@@ -152,6 +159,8 @@ def as_json(number: StudyId) -> Response:
         deliveries=[
             asdict(row) for row in ledger.progress_of_studies(gate.store().db, [number])[number]
         ],
+        missing=[{**asdict(one), "words": one.words} for one in panel.missing],
+        steps=[asdict(one) for one in panel.steps],
         history=[asdict(one) for one in panel.history],
     )
 

@@ -24,9 +24,11 @@ from flask import (
 )
 from werkzeug.wrappers import Response as AnyResponse
 
+from edgepacs.clock import wall_ms
 from edgepacs.errors import InvalidValue
 from edgepacs.model import Role, StudyState
-from edgepacs.store import ledger, studies
+from edgepacs.store import ledger, steps, studies
+from edgepacs.store.steps import Counted, Missing
 from edgepacs.store.studies import Search, Study
 from edgepacs.web import gate
 from edgepacs.web.progress import Way, ways
@@ -36,6 +38,7 @@ PAGE = 50
 _MOST_SCRIPT = 500
 _MOST_PAGES = 100_000
 _MOST_TEXT = 200
+_RECENT_MS = 12 * 60 * 60 * 1000  # for so long a patient may be asked back; gaps are looked for
 
 
 class Searches:
@@ -73,6 +76,8 @@ class Listing:
     number: int
     studies: list[Study]
     ways: dict[int, list[Way]]
+    missing: dict[int, list[Missing]]
+    absent: list[Counted]  # closed procedure steps of which nothing has arrived
     more: bool
 
     @property
@@ -165,12 +170,15 @@ def _listing(wanted: Search, key: str, number: int) -> Listing:
     found = studies.search(db, asked)
     here = found[:PAGE]
     progress = ledger.progress_of_studies(db, [study.id for study in here])
+    since_ms = wall_ms() - _RECENT_MS
     return Listing(
         search=wanted,
         key=key,
         number=number,
         studies=here,
         ways={study: ways(rows) for study, rows in progress.items()},
+        missing=steps.missing(db, [one.id for one in here], since_ms=since_ms),
+        absent=steps.without_study(db, since_ms) if number == 1 else [],
         more=len(found) > PAGE,
     )
 

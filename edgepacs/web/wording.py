@@ -15,6 +15,7 @@ from edgepacs.model import (
     Callback,
     CompressionState,
     DeliveryState,
+    EntryOrigin,
     HoldReason,
     InstanceState,
     Kept,
@@ -165,12 +166,17 @@ _LABELS_OF: Sequence[tuple[State, str]] = (
     (HoldReason.UNVERIFIED, "waits for verification"),
     (HoldReason.STUDY, "stopped with the study"),
     (HoldReason.PERSON, "held by a person"),
+    (HoldReason.ORDER, "differs from its order"),
     (LinkState.UNKNOWN, "Not tried yet"),
     (LinkState.UP, "Up"),
     (LinkState.DEGRADED, "Degraded"),
     (LinkState.DOWN, "Down"),
     (DeliveryState.AWAITING_COMMITMENT, "Awaiting commitment"),
     (DeliveryState.CONFIRMED_BY_QUERY, "Confirmed by query"),
+    (EntryOrigin.HL7, "HL7 message"),
+    (EntryOrigin.UPSTREAM, "Worklist upstream"),
+    (EntryOrigin.LOCAL, "By hand"),
+    (EntryOrigin.IMPORT, "File"),
     (InstanceState.COMPARING, "Being compared"),
     (InstanceState.QUARANTINED, "Different content"),
     (CompressionState.WAITING, "Waits for a worker"),
@@ -204,6 +210,7 @@ _PROOFS = {
 _FLAGS = {
     "two-patients": "Two patients",
     "conflict": "Conflicting versions",
+    "order-mismatch": "Differs from its order",
 }
 
 

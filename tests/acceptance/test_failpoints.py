@@ -143,7 +143,12 @@ _SCENES: dict[str, Scene] = {
 
 
 # Whose processes are killed with what they were at in tests of their own.
-_ELSEWHERE = {"compress": "upkeep/test_upkeep_crew.py"}
+_ELSEWHERE = {
+    "compress": "upkeep/test_upkeep_crew.py",
+    "hl7": "orders/test_orders_oracle.py",
+    "message": "forward/test_forward_messages.py",
+    "pledge": "scp/test_scp_pledges.py",
+}
 _TESTS = Path(__file__).resolve().parent.parent
 
 

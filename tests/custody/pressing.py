@@ -1,6 +1,6 @@
 """Compression at rest without worker processes: plan, claim, compress and settle, in turn."""
 
-from edgepacs.custody import restore
+from edgepacs.custody import restore, standing
 from edgepacs.custody.compress import Kept, compress
 from edgepacs.model import InstanceId
 from edgepacs.store import Store, compressions, disposal, instances
@@ -47,5 +47,5 @@ def received(store: Store, number: InstanceId) -> bytes:
 
 def sealed(store: Store, number: InstanceId) -> bytes:
     """The data set of an instance as it stands."""
-    with restore.opened(store, row(store, number)).reader as reader:
+    with standing.opened(store, row(store, number)).reader as reader:
         return b"".join(reader.chunks())

@@ -26,7 +26,7 @@ from store.making import element, objects, opened_store, take_in_part
 
 from edgepacs.clock import processor_ms
 from edgepacs.custody import compress as compressing
-from edgepacs.custody import readout, restore
+from edgepacs.custody import readout, restore, standing
 from edgepacs.custody.compress import Kept, compress
 from edgepacs.errors import Conflict, EdgePacsError, Tampered
 from edgepacs.model import CompressionState, InstanceId, ObjectId
@@ -497,7 +497,7 @@ def test_a_reader_of_the_former_row_gets_the_present_object(store: Store):
     number = take(store, part)
     before = row(store, number)
     press(store)
-    now, reader = restore.opened(store, before)
+    now, reader = standing.opened(store, before)
     reader.close()
     assert now.transfer_syntax_uid == JPEG_LS
     assert b"".join(restore.received_chunks(store, before)) == part.data

@@ -35,8 +35,8 @@ from store.making import element, small, take_in, take_in_part
 
 from edgepacs.custody import outgoing as module
 from edgepacs.custody import restore, rewriting
-from edgepacs.custody.outgoing import NotOffered, offers, outgoing, part10
-from edgepacs.errors import EdgePacsError, Gone, Tampered, Undecodable
+from edgepacs.custody.outgoing import offers, outgoing, part10
+from edgepacs.errors import EdgePacsError, Gone, NotOffered, Tampered, Undecodable
 from edgepacs.model import UID, InstanceState
 from edgepacs.pixels.encode import Unencodable
 from edgepacs.pixels.syntaxes import Loss, syntax

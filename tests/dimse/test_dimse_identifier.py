@@ -112,3 +112,56 @@ def test_whatever_comes_is_read_or_refused(data: st.DataObject, syntax: str) -> 
         return
     for item in identifier.items(values, identifier.REFERENCED_SOP_SEQUENCE):
         identifier.text(item, identifier.SOP_INSTANCES_REFERENCED)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT_VR_LE, IMPLICIT_VR_LE])
+def test_every_kind_of_key_is_written_and_read(syntax: str) -> None:
+    wanted = Dataset()
+    wanted.QueryRetrieveLevel = "IMAGE"
+    wanted.StudyDate = "20200101-20200131"
+    wanted.PatientName = "Doe^J*"
+    wanted.Rows = 512
+    wanted.InstanceNumber = "7"
+    wanted.SpecimenDescriptionSequence = []
+    item = Dataset()
+    item.ScheduledProcedureStepStartTime = "10-12"
+    item.ScheduledProtocolCodeSequence = [Dataset()]
+    item.ScheduledProtocolCodeSequence[0].CodeValue = "A"
+    item.CommentsOnTheScheduledProcedureStep = "odd"
+    wanted.ScheduledProcedureStepSequence = [item]
+    wanted.add_new(0x00091001, "LO", "ours")
+    values = identifier.decode(pydicom_encode(wanted, syntax), syntax)
+    assert identifier.text(values, identifier.STUDY_DATE) == "20200101-20200131"
+    assert identifier.numbers(values, 0x00280010) == "512"
+    assert identifier.items(values, 0x00400560) == ()
+    (step,) = identifier.items(values, 0x00400100)
+    (code,) = identifier.items(step, 0x00400008)
+    assert identifier.text(code, 0x00080100) == "A"
+    raw = identifier.encode(
+        {
+            identifier.QUERY_RETRIEVE_LEVEL: "IMAGE",
+            identifier.STUDY_DATE: "20200101-20200131",
+            0x00100010: b"Doe^J*",
+            0x00280010: 512,
+            0x00200013: 7,
+            0x00400560: [],
+            0x00400100: [{0x00400003: "10-12", 0x00400008: [{0x00080100: "A"}], 0x00400400: "odd"}],
+        },
+        syntax,
+    )
+    del wanted[0x00091001]
+    assert raw == pydicom_encode(wanted, syntax)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [(0x00280010, 70_000), (0x00280010, "many"), (0x00080050, "é")]
+)
+def test_what_does_not_fit_its_vr_is_not_written(tag: int, value: int | str) -> None:
+    with pytest.raises(InvalidValue, match=r"\(00"):
+        identifier.encode({tag: value})
+
+
+def test_an_explicit_length_has_a_limit() -> None:
+    """PS3.5 7.1.2: two bytes."""
+    with pytest.raises(InvalidValue, match="65535"):
+        identifier.encode({identifier.STUDY_INSTANCE_UID: "1\\" * 40_000}, EXPLICIT_VR_LE)

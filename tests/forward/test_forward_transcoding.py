@@ -27,11 +27,12 @@ from harness.part10 import EXPLICIT_LE, IMPLICIT_LE, decode, read
 from harness.waiting import stays, until
 from store.making import add_destination, deliveries_of, states_of, take_in_part
 
+from edgepacs.custody import converter, prepared
+from edgepacs.custody.converter import Converter, Order
 from edgepacs.dimse import Association, ContextAnswer, Message, ProposedContext
 from edgepacs.dimse.contexts import STORAGE_COMMITMENT_PUSH, VERIFICATION
 from edgepacs.errors import EdgePacsError
-from edgepacs.forward import batch, converter, courier, desk, lane, transport, workshop
-from edgepacs.forward.converter import Converter, Order
+from edgepacs.forward import batch, courier, desk, lane, transport
 from edgepacs.model import InstanceId
 from edgepacs.store import Store, claims, deliveries, fsck, instances, ledger, studies, terms
 
@@ -402,7 +403,7 @@ def test_a_line_that_breaks_does_not_cost_the_conversion(
     large: bool,  # noqa: FBT001
 ) -> None:
     """Small ones stay in memory, large ones sealed; what is sent leaves nothing behind."""
-    monkeypatch.setattr(workshop, "IN_MEMORY", 1000 if large else 1 << 20)
+    monkeypatch.setattr(prepared, "IN_MEMORY", 1000 if large else 1 << 20)
     orders: list[Order] = []
     real, breaks = Converter.run, iter((True, True))
 
@@ -441,7 +442,7 @@ def sealed(store: Store) -> list[Path]:
 def test_renditions_are_sealed_and_what_a_crash_left_is_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workshop, "IN_MEMORY", 1000)
+    monkeypatch.setattr(prepared, "IN_MEMORY", 1000)
     go, seen = threading.Event(), threading.Event()
     peer = Peer(IMPLICIT_LE)
 

@@ -29,8 +29,9 @@ from pydicom.filereader import data_element_generator
 from store.making import arrival, element, opened_store, small, states_of
 
 from edgepacs.custody import ingest, outgoing, readout
-from edgepacs.custody.export import GROUP_2, without_group_2
+from edgepacs.custody.export import without_group_2
 from edgepacs.custody.scan import scan
+from edgepacs.custody.standing import GROUP_2
 from edgepacs.errors import EdgePacsError, Undecodable
 from edgepacs.model import UID
 from edgepacs.store import Store, instances

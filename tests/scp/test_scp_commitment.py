@@ -232,7 +232,7 @@ def test_a_modality_that_is_a_destination_as_well_may_do_both(node: Serving) -> 
         assert tell(one, encode(report_on(made))) == 0
 
 
-def test_a_modality_that_asks_us_to_commit_is_told_that_it_is_not_offered(node: Serving) -> None:
-    node.allow("CT1", services=(Service.ECHO, Service.STORE, Service.COMMITMENT))
+def test_a_modality_that_may_not_ask_us_to_commit_is_not_let(node: Serving) -> None:
+    node.allow("CT1", services=(Service.ECHO, Service.STORE))
     with pytest.raises(NoContextAccepted):
         call(node, title="CT1", roles=None)

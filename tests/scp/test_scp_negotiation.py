@@ -132,9 +132,9 @@ def test_every_context_has_its_own_answer(node: Serving) -> None:
             CT: (0, EXPLICIT),
             MR: (4, ""),
             PRIVATE: (0, EXPLICIT),
-            FIND: (3, ""),
+            FIND: (1, ""),
             "1.2.840.10008.5.1.4.38.1": (3, ""),
-            "1.2.840.10008.1.20.1": (3, ""),
+            "1.2.840.10008.1.20.1": (1, ""),
         }
 
 

@@ -82,6 +82,7 @@ def test_only_what_one_may_release_is_released(store: Store, pacs: int) -> None:
     assert done.unchanged == {
         f"held: {HoldReason.UNVERIFIED.meaning}": 1,
         f"held: {HoldReason.STUDY.meaning}": 1,
+        f"held: {HoldReason.ORDER.meaning}": 1,
     }
 
 

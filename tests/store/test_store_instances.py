@@ -259,14 +259,14 @@ def test_threads_share_a_transaction_and_get_their_own_receipt(store: Store) -> 
 
 
 def _fails_for(store: Store, monkeypatch: pytest.MonkeyPatch, bad: Draft, error: Exception) -> None:
-    real = instances.commit
+    real = instances.committed
 
-    def failing(db: object, drafts: list[Draft]) -> object:
+    def failing(tx: object, drafts: list[Draft]) -> object:
         if bad in drafts:
             raise error
-        return real(db, drafts)  # type: ignore[arg-type]
+        return real(tx, drafts)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(instances, "commit", failing)
+    monkeypatch.setattr(instances, "committed", failing)
 
 
 def _group(store: Store, drafts: list[Draft]) -> list[object]:

@@ -194,7 +194,7 @@ def test_terms_of_their_own_kind(text: str, value: str, *, expected: bool) -> No
         ("time=*", "22:00-06:00"),
         ("day=monday", "mon, tue"),
         ("state=done", "received, verified"),
-        ("worklist=yes", "matched, unmatched, none"),
+        ("worklist=yes", "matched, mismatched, kept, unmatched, none"),
     ],
 )
 def test_a_term_that_can_never_match_is_refused_with_what_could(text: str, words: str) -> None:

@@ -1,6 +1,7 @@
 """Converting in a process of its own: a codec that crashes or hangs costs one instance a try.
 
 `Converter` starts the process, which runs `main`, and asks it for one instance after the other.
+Only that process loads codecs.
 An order is a line of JSON; the answer are messages: a letter, a length, that many bytes. Data
 sets pass through the pipe and memory alone.
 """
@@ -19,10 +20,16 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from edgepacs import child, config, telemetry
-from edgepacs.custody.outgoing import NotOffered, outgoing
-from edgepacs.errors import Busy, EdgePacsError, NoRoom, NotFound, Tampered, Undecodable
+from edgepacs.errors import (
+    Busy,
+    EdgePacsError,
+    NoRoom,
+    NotFound,
+    NotOffered,
+    Tampered,
+    Undecodable,
+)
 from edgepacs.model import UID, InstanceId, ObjectId
-from edgepacs.pixels.encode import Unencodable
 from edgepacs.store import Store, instances
 from edgepacs.store.instances import Instance
 
@@ -74,10 +81,14 @@ class Message(NamedTuple):
 
 
 class Converter:
-    """The converting process of one courier, started when it is needed; for one thread."""
+    """A converting process of `role`, started when it is needed; for one thread.
 
-    def __init__(self, path: Path) -> None:
+    The process ends with the thread that has started it.
+    """
+
+    def __init__(self, path: Path, role: str) -> None:
         self._path = path
+        self._role = role
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._lock = threading.Lock()
@@ -120,8 +131,9 @@ class Converter:
             if self._stopped:
                 raise ConverterBroke("the converter was stopped")
             if self._process is None or self._process.poll() is not None:
+                arguments = [str(self._path), str(os.getpid()), self._role]
                 self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-                    [sys.executable, "-m", __name__, str(self._path), str(os.getpid())],
+                    [sys.executable, "-m", __name__, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )
@@ -178,9 +190,9 @@ def _error(content: bytes) -> EdgePacsError:
 
 
 def main() -> None:
-    """Convert what is asked for on standard input until it ends: `converter CONFIG PARENT`."""
+    """Convert what is asked for on standard input until it ends: `converter CONFIG PARENT ROLE`."""
     answers = child.answers()
-    child.give_way(int(sys.argv[2]), nice=_NICE, memory=_MEMORY, role="forward")
+    child.give_way(int(sys.argv[2]), nice=_NICE, memory=_MEMORY, role=sys.argv[3])
     store = Store.open(config.load(Path(sys.argv[1])))
     try:
         for line in sys.stdin.buffer:
@@ -215,6 +227,10 @@ def _serve(store: Store, answers: IO[bytes], order: Order) -> None:
 
 def _convert(store: Store, answers: IO[bytes], order: Order) -> None:
     """Write it out; where a late frame cannot be had in one syntax, again in the next best."""
+    # Who only asks loads no codecs.
+    from edgepacs.custody.outgoing import outgoing  # noqa: PLC0415
+    from edgepacs.pixels.encode import Unencodable  # noqa: PLC0415
+
     instance = instances.instance(store.db, order.instance)
     going = outgoing(store, instance, order.accepted, lossy=order.lossy)
     if going.transfer_syntax_uid == instance.transfer_syntax_uid:
