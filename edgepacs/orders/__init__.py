@@ -8,6 +8,7 @@ from edgepacs.store import Store, sources
 from edgepacs.telemetry import Doorbell
 
 _LOOK_SECONDS = 5.0  # how often the table of worklists upstream is looked at without a ring
+_STEP_SECONDS = 0.2  # how soon an end is noticed
 _Work = Callable[[threading.Event], None]
 
 
@@ -22,21 +23,27 @@ def run(store: Store, stop: threading.Event, ready: threading.Event | None = Non
     hl7 = store.config.hl7
     if hl7.port or hl7.tls_port:
         works.append(_listening(store, ready or threading.Event()))
-    threads = [threading.Thread(target=_work, args=(one, stop, failures)) for one in works]
+    ended = threading.Event()
+    threads = [threading.Thread(target=_work, args=(one, ended, failures)) for one in works]
     for thread in threads:
         thread.start()
+    while not ended.is_set():
+        if stop.wait(_STEP_SECONDS):
+            ended.set()
     for thread in threads:
         thread.join()
     if failures:
         raise failures[0]
 
 
-def _work(work: _Work, stop: threading.Event, failures: list[BaseException]) -> None:
+def _work(work: _Work, ended: threading.Event, failures: list[BaseException]) -> None:
+    """Do one work; when it is over, for whatever reason, so is the other."""
     try:
-        work(stop)
+        work(ended)
     except BaseException as error:  # noqa: BLE001  it is raised again by `run`
         failures.append(error)
-        stop.set()
+    finally:
+        ended.set()
 
 
 def _listening(store: Store, ready: threading.Event) -> _Work:

@@ -25,6 +25,7 @@ class Conversions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._renditions = Renditions(store, store.paths.retrievals)
         self._lock = threading.Lock()
         self._waiting: SimpleQueue[tuple[Order, Made]] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -50,8 +51,7 @@ class Conversions:
     def _make(self, converter: Converter, order: Order, made: Made) -> None:
         """Whatever comes of it is for whoever asked; this thread goes on."""
         try:
-            renditions = Renditions(self._store, self._store.paths.retrievals)
-            made.set_result(prepare(self._store, renditions, converter, order))
+            made.set_result(prepare(self._store, self._renditions, converter, order))
         except EdgePacsError as error:
             made.set_exception(error)
         except BaseException as error:  # noqa: BLE001  its text might hold PHI

@@ -38,7 +38,7 @@ from edgepacs.store.db import Transaction
 from edgepacs.store.incidents import Incident
 from edgepacs.store.steps import Made, Ordered, Performed, Received, Told
 
-NO_LONGER = 0xA710  # Error ID: may no longer be updated (PS3.4 F.7.2.2.2)
+NO_LONGER = 0xA710  # Error ID: may no longer be updated (PS3.4 F.7.2.2.4)
 _MOST_BYTES = 8 << 20  # some 40,000 instances listed
 _CHARACTER_SET = 0x00080005
 _STATUS = 0x00400252

@@ -75,7 +75,7 @@ def _answer(
     """All that was found, in few writes; then whether that was all (PS3.4 C.4.1.1.4)."""
     association, kept = conversation.association, found[:MOST]
     for at in range(0, len(kept), _AT_ONCE):
-        if association.cancelled(message):  # PS3.4 C.4.1.3.3
+        if association.cancelled(message):  # PS3.4 C.4.1.3
             association.respond(message, CANCELLED)
             return
         answers = question.answers(conversation, kept[at : at + _AT_ONCE])

@@ -81,7 +81,7 @@ def serve(conversation: Conversation, message: Message) -> None:
     writer = _Writer(asked.character_set, message.context.transfer_syntax)
     told = found[:ANSWERS_MOST]
     for at in range(0, len(told), _AT_ONCE):
-        if association.cancelled(message):  # PS3.4 K.4.1.3, as C.4.1.3.3
+        if association.cancelled(message):  # PS3.7 9.3.2.3
             association.respond(message, CANCELLED)
             return
         some = told[at : at + _AT_ONCE]

@@ -10,6 +10,7 @@ is what came with the study received last.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
@@ -213,10 +214,10 @@ def find(db: Database, query: Query, most: int) -> list[int]:
     """The row numbers of what matches, for `answers`; no more than `most`."""
     sql, values = statement(query, most)
     names = [one for _, one in _names(query)]
-    with db.read() as tx:
+    with db.read() as tx, closing(tx.each(sql, *values)) as rows:
         found = (
             int(row[0])
-            for row in tx.each(sql, *values)
+            for row in rows
             if all(one.admits(name) for one, name in zip(names, row[1:], strict=True))
         )
         return list(islice(found, most))

@@ -10,7 +10,7 @@ import fcntl
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
@@ -63,9 +63,22 @@ class Transaction:
         """All rows of a query."""
         return list(self._connection.execute(sql, values))
 
-    def each(self, sql: str, *values: Value) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query one by one, for what is not to be held in memory all at once."""
-        return iter(self._connection.execute(sql, values))
+    @contextlib.contextmanager
+    def part(self) -> Iterator[None]:
+        """A part of the transaction that is undone by itself when it raises."""
+        with self._connection:  # a savepoint: apsw begins no transaction inside another
+            yield
+
+    def each(self, sql: str, *values: Value) -> Generator[tuple[Any, ...]]:
+        """The rows of a query one by one, for what is not to be held in memory all at once.
+
+        To be closed within the transaction: a query that is not over would hold its snapshot.
+        """
+        cursor = self._connection.execute(sql, values)
+        try:
+            yield from cursor
+        finally:
+            cursor.close()
 
     def first(self, sql: str, *values: Value) -> tuple[Any, ...] | None:
         """The first row of a query, or None."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from edgepacs.clock import wall_ms
-from edgepacs.errors import Conflict
+from edgepacs.errors import Conflict, StorageFault
 from edgepacs.model import (
     EntryId,
     EntryState,
@@ -25,6 +25,7 @@ from edgepacs.model import (
 from edgepacs.store import audit, deliveries, placing, routing, worklist
 from edgepacs.store.db import Database, Transaction
 from edgepacs.store.worklist import Entry, Held
+from edgepacs.telemetry import log, place_of
 
 ACTOR = "worklist"  # who acts where nobody does
 DIFFERS = "order-mismatch"  # the flag of a study that differs from its order
@@ -108,7 +109,18 @@ def arrived(tx: Transaction, receipts: Iterable[Receipt]) -> None:
             study,
         )
         if row is not None and not row[0]:
+            _consider_apart(tx, study)
+
+
+def _consider_apart(tx: Transaction, study: StudyId) -> None:
+    """As `consider`; what it stumbles over costs nobody the instance, and `look` tries again."""
+    try:
+        with tx.part():
             consider(tx, study)
+    except StorageFault:
+        raise
+    except Exception as error:  # noqa: BLE001  the modality is answered all the same
+        log.error("study %d: not compared with its order: %s", study, place_of(error))
 
 
 def look(db: Database) -> int:
@@ -144,7 +156,8 @@ def _unseen(tx: Transaction) -> list[int]:
 def _changes(tx: Transaction) -> list[tuple[int, int]]:
     """Acts on entries nobody has looked at: their number in the audit trail, and the entry's."""
     sql = (
-        "SELECT id, subject FROM audit WHERE kind = 'worklist' AND subject IS NOT NULL "
+        "SELECT id, subject FROM audit INDEXED BY audit_worklist "
+        "WHERE kind = 'worklist' AND subject IS NOT NULL "
         "AND id > (SELECT audit FROM reconciliation_mark) ORDER BY id LIMIT ?"
     )
     return [(row[0], row[1]) for row in tx.rows(sql, _AT_ONCE)]

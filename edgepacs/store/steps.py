@@ -147,7 +147,7 @@ def change(tx: Transaction, number: UID, told: Told, received: Received, *, sour
     """Take in an N-SET of a step; its row.
 
     Raises NotFound, and Conflict where the step is completed or discontinued: nothing more may
-    be said of it (PS3.4 F.7.2.2.2).
+    be said of it (PS3.4 F.7.2.2.3).
     """
     step = by_uid(tx, number)
     if step is None:

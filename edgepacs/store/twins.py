@@ -154,7 +154,8 @@ def _merge(tx: Transaction, entered: Held, ordered: Held, actor: str) -> None:
 def partner(tx: Transaction, entry: EntryId) -> EntryId | None:
     """The other of two entries that are one; what happens to one concerns the other."""
     row = tx.first(
-        "SELECT entered, ordered FROM twin WHERE state = 'merged' AND (entered = ?1 OR ordered = ?1)",
+        "SELECT entered, ordered FROM twin "
+        "WHERE state = 'merged' AND (entered = ?1 OR ordered = ?1)",
         entry,
     )
     if row is None:

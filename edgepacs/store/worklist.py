@@ -35,6 +35,7 @@ _LONGEST_TEXT = 10_240
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAK = re.compile(r"[\t\n\f\r]")
 _TEMPORARY = "TEMP-"
+_NUMBER = re.compile(r"\d{1,4}", re.ASCII)
 _DATE = re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 
@@ -519,6 +520,8 @@ def checked(entry: Entry) -> Entry:
     for name, value in (("start_date", whole.start_date), ("birth_date", patient.birth_date)):
         if value and not _DATE.fullmatch(value):
             raise InvalidValue(name, "not a date as YYYYMMDD")
+    if patient.pregnancy and not _NUMBER.fullmatch(patient.pregnancy):
+        raise InvalidValue("pregnancy", "not a number of 1 to 4 digits")  # it is binary, a US
     if whole.start_time and not _TIME.fullmatch(whole.start_time):
         raise InvalidValue("start_time", "not a time as HHMMSS")
     return whole

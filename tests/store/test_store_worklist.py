@@ -1,5 +1,7 @@
 """The worklist: what is put in is there, what changes leaves a trace, nothing is ever lost."""
 
+from dataclasses import replace
+
 import pytest
 from store.making import add_destination, take_in
 
@@ -228,6 +230,12 @@ def test_what_would_break_a_data_set_is_refused_by_its_field(
     assert value not in str(refused.value)
     with store.db.read() as tx:
         assert list(worklist.entries(tx)) == []
+
+
+def test_a_number_that_no_answer_could_hold_is_refused(store: Store) -> None:
+    with pytest.raises(InvalidValue, match="pregnancy"):
+        put(store, replace(JANE, pregnancy="certainly"))
+    put(store, replace(JANE, pregnancy="4"))
 
 
 def test_values_do_not_stand_in_what_is_logged() -> None:

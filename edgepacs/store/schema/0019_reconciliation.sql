@@ -34,6 +34,9 @@ CREATE TABLE correction (
 CREATE INDEX correction_study ON correction (study);
 CREATE INDEX correction_waiting ON correction (id) WHERE state = 'waiting';
 
+-- The acts on the worklist alone, in their order: they are looked for every second.
+CREATE INDEX audit_worklist ON audit (id) WHERE kind = 'worklist';
+
 -- Up to which study and act has been looked: what was here before is looked at when it changes.
 CREATE TABLE reconciliation_mark (
   only   INTEGER PRIMARY KEY CHECK (only = 1),
