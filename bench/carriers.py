@@ -200,10 +200,16 @@ class EdgePacsCarrier(Carrier):
                 [*command, "127.0.0.1", str(box.dicom_port), *files], check=True, timeout=900
             )
         if self._compressed:
-            until(self._settled, "everything is compressed", seconds=900, every=1.0)
+            until(
+                lambda: self._compressed_count() == len(images),
+                "everything is compressed",
+                seconds=900,
+                every=1.0,
+            )
 
-    def _settled(self) -> bool:
-        return not self.box.cli("compression", "status")["waiting"]
+    def _compressed_count(self) -> int:
+        stand = self.box.cli("compression", "status")["stand"]
+        return sum(one["instances"] for one in stand if one["state"] == "compressed")
 
     def carry(self, arrived: Arrived, deadline: float) -> bool:
         while not arrived():
