@@ -215,9 +215,9 @@ SELECT study_instance_uid, patient_name, patient_id, issuer, birth_date, sex, ac
      FROM series WHERE series.study = study.id AND laterality != '' ORDER BY 1)) AS lateralities,
   (SELECT COALESCE(GROUP_CONCAT(station_name, '\\'), '') FROM (SELECT DISTINCT station_name
      FROM series WHERE series.study = study.id AND station_name != '' ORDER BY 1)) AS stations,
-  (SELECT COALESCE(GROUP_CONCAT(source, '\\'), '') FROM (SELECT DISTINCT source
-     FROM series JOIN instance ON instance.series = series.id
-     WHERE series.study = study.id AND origin = 'modality' ORDER BY 1)) AS sources
+  (SELECT COALESCE(GROUP_CONCAT(source, '\\'), '') FROM (SELECT DISTINCT (SELECT source
+     FROM instance WHERE instance.series = series.id AND origin = 'modality' LIMIT 1) AS source
+     FROM series WHERE series.study = study.id ORDER BY 1) WHERE source IS NOT NULL) AS sources
 FROM study WHERE study.id = ?1 AND EXISTS (SELECT 1 FROM series JOIN instance
   ON instance.series = series.id WHERE series.study = ?1 AND state = 'stored'
   AND origin IN {_ROUTED})"""  # noqa: S608  own words
