@@ -48,7 +48,7 @@ class Receiver:
         self.store = Store.open(config.load(made))
         with self.store.db.write() as tx:
             for title in _KNOWN:
-                services = (Service.ECHO, Service.STORE)
+                services = tuple(Service)
                 peers.add_ae(tx, title=title, host="*", port=104, services=services, actor="test")
         self._process: subprocess.Popen[bytes] | None = None
         self._owed: list[tuple[str, str]] = []
