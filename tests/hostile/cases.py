@@ -122,11 +122,11 @@ below anew from the marks; a test holds it to them.
       dimse/test_dimse_hostile.py::test_case_32_cancels_of_nothing_are_ignored_until_they_flood
       hostile/test_hostile_messages.py::test_a_flood_of_cancels_is_aborted
 33  worklist query of wildcards alone: capped
-      hostile/test_hostile_messages.py::test_a_service_that_is_not_there_is_refused
+      hostile/test_hostile_messages.py::test_what_is_asked_of_a_service_costs_little
 34  R: junk date range
-      hostile/test_hostile_messages.py::test_a_service_that_is_not_there_is_refused
+      hostile/test_hostile_messages.py::test_what_is_asked_of_a_service_costs_little
 35  R: N-ACTION with 10^6 references
-      hostile/test_hostile_messages.py::test_a_service_that_is_not_there_is_refused
+      hostile/test_hostile_messages.py::test_what_is_asked_of_a_service_costs_little
 36  R: disk full: A700, never Success
       hostile/test_hostile_data.py::test_without_room_nothing_is_acknowledged
       scp/test_scp_services.py::test_a_full_disk_is_a700
