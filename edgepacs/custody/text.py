@@ -41,19 +41,23 @@ def decoded(raw: bytes, character_set: str, *, person_name: bool) -> str:
     """The text of a value; what its character set does not explain is read as UTF-8."""
     if raw.isascii() and b"\x1b" not in raw:  # the same in every character set
         return raw.decode("ascii")
-    from pydicom.charset import decode_bytes  # noqa: PLC0415  see the top
-    from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS  # noqa: PLC0415
-
     try:
         names = encodings(character_set) if character_set else _LATIN
     except ValueError:
         names = _LATIN
     try:
-        text = decode_bytes(raw, names, PN_DELIMS if person_name else TEXT_VR_DELIMS)
+        text = _read(raw, names, person_name=person_name)
     except (LookupError, UnicodeError):
         text = raw.decode("utf-8", "replace")
-    text = _CHINESE_ESCAPE.sub("", text)  # which pydicom leaves in
     return text.encode("utf-8", "replace").decode()
+
+
+def _read(raw: bytes, names: list[str], *, person_name: bool) -> str:
+    from pydicom.charset import decode_bytes  # noqa: PLC0415  see the top
+    from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS  # noqa: PLC0415
+
+    text = decode_bytes(raw, names, PN_DELIMS if person_name else TEXT_VR_DELIMS)
+    return _CHINESE_ESCAPE.sub("", text)  # which pydicom leaves in
 
 
 def value(values: Identifier, tag: int, character_set: str) -> str:
@@ -127,7 +131,10 @@ def _one_written(tag: int, one: _Value, names: list[str]) -> _Value:
     if kind not in _BY_CHARACTER_SET:  # there is no way to write it (PS3.5 6.1.2.3)
         return one.encode("ascii", "replace").decode("ascii")
     parts = (_NAME_ENDS if kind == "PN" else _TEXT_ENDS).split(one)
-    return b"".join(_part_written(part, names) for part in parts)
+    raw = b"".join(_part_written(part, names) for part in parts)
+    if _read(raw, names, person_name=kind == "PN") != one:
+        raise UnicodeError("several sets in one value, which readers take otherwise")
+    return raw
 
 
 def _part_written(part: str, names: list[str]) -> bytes:

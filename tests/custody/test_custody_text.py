@@ -5,7 +5,7 @@ import sys
 from io import BytesIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -101,6 +101,7 @@ SETS = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None)
+@example(asked="ISO 2022 IR 100\\ISO 2022 IR 144\\ISO 2022 IR 87", mixed="Л=É")
 @given(SETS, st.text(st.sampled_from("aB ÉüЛя山丂やガｶ홍ش^=,"), max_size=8))
 def test_any_mixture_comes_back(asked: str, mixed: str) -> None:
     name = mixed.strip(" ")
