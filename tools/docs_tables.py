@@ -118,8 +118,14 @@ def states() -> str:
 
 def _family(kind: type[errors.EdgePacsError]) -> Iterator[type[errors.EdgePacsError]]:
     yield kind
-    for child in kind.__subclasses__():
+    for child in sorted(kind.__subclasses__(), key=_place):
         yield from _family(child)
+
+
+def _place(kind: type[errors.EdgePacsError]) -> tuple[bool, str, int]:
+    """Where a class is written: those of errors.py first, then by module, whatever was imported."""
+    names = list(vars(sys.modules[kind.__module__]))
+    return kind.__module__ != errors.__name__, kind.__module__, names.index(kind.__name__)
 
 
 def error_classes() -> list[type[errors.EdgePacsError]]:
