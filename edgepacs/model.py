@@ -160,6 +160,14 @@ class CorrectionState(State):
     FAILED = "failed", "not carried out; nothing has changed"
 
 
+class CorrectionPolicy(State):
+    """What a destination that has a study already gets when the study is corrected."""
+
+    HOLD = "hold", "nothing by itself: the corrected instances are held for a person"
+    ADT = "adt", "an HL7 ADT message, by which it corrects its own copy, where ADT can say it"
+    REJECT = "reject", "a rejection note for what it has, then corrected instances under new UIDs"
+
+
 CORRECTION_TRANSITIONS: Mapping[CorrectionState, frozenset[CorrectionState]] = {
     CorrectionState.WAITING: frozenset({CorrectionState.DONE, CorrectionState.FAILED}),
     CorrectionState.DONE: frozenset({CorrectionState.REVERTED}),
@@ -307,6 +315,7 @@ class HoldReason(State):
     STUDY = "study", "the study is held or rejected"
     PERSON = "person", "a person held this delivery"
     ORDER = "order", "the study differs from its order; a person decides"
+    REJECTION = "rejection", "until the rejection note of what it stands for has arrived there"
 
 
 class ProofWanted(State):
