@@ -1,10 +1,10 @@
-"""From a decoded frame to the 8-bit picture a browser shows, and its JPEG, PNG or WebP.
+"""From a decoded frame to the 8-bit picture a browser shows, and its JPEG.
 
 The order of the steps is that of PS3.4 N.2: modality, values of interest, presentation.
 """
 
 import numpy as np
-from imagecodecs import jpeg8_encode, png_encode, webp_encode
+from imagecodecs import jpeg8_encode
 
 from edgepacs.errors import InvalidValue, Undecodable
 from edgepacs.pixels.description import Frame, PixelDescription, Pixels, stored_values
@@ -58,17 +58,6 @@ def render(
 def encode_jpeg(picture: Pixels, quality: int = 90) -> bytes:
     """Encode a rendered picture as baseline JPEG, `quality` 1 to 100; chroma is not subsampled."""
     return bytes(jpeg8_encode(picture, level=quality, subsampling="444"))
-
-
-def encode_png(picture: Pixels) -> bytes:
-    """Encode a rendered picture as PNG, without loss."""
-    return bytes(png_encode(picture, level=3))
-
-
-def encode_webp(picture: Pixels, quality: int = 90) -> bytes:
-    """Encode a rendered picture as lossy WebP, `quality` 1 to 100."""
-    colour = picture if picture.ndim == 3 else np.repeat(picture[:, :, None], 3, axis=2)
-    return bytes(webp_encode(colour, level=quality, lossless=False))
 
 
 def default_window(

@@ -84,13 +84,6 @@ def within(tx: Transaction, study: StudyId) -> Reconciliation | None:
     return next(iter(tx.records(Reconciliation, sql, study)), None)
 
 
-def open_studies(db: Database, most: int = 200) -> list[StudyId]:
-    """The studies that differ from their orders and wait for a person, the oldest first."""
-    sql = "SELECT study FROM reconciliation WHERE flags != '' AND kept = 0 ORDER BY study LIMIT ?"
-    with db.read() as tx:
-        return [StudyId(row[0]) for row in tx.rows(sql, most)]
-
-
 # --- when it is looked -------------------------------------------------------------------------
 
 

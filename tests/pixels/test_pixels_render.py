@@ -24,8 +24,6 @@ from edgepacs.pixels.luts import Lut, Palette, palette
 from edgepacs.pixels.render import (
     default_window,
     encode_jpeg,
-    encode_png,
-    encode_webp,
     render,
 )
 from edgepacs.pixels.resample import display_size, resize
@@ -409,15 +407,11 @@ def test_render_squares_pixels_and_keeps_to_the_edge() -> None:
 
 
 @pytest.mark.parametrize("planes", [(), (3,)])
-def test_encoders(planes: tuple[int, ...]) -> None:
+def test_jpeg_keeps_the_picture(planes: tuple[int, ...]) -> None:
     smooth = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
     picture = np.ascontiguousarray(
         np.broadcast_to(smooth[..., None], (40, 60, 3)) if planes else smooth
     )
-    np.testing.assert_array_equal(imagecodecs.png_decode(encode_png(picture)), picture)
     jpeg = imagecodecs.jpeg8_decode(encode_jpeg(picture, 95))
     assert jpeg.shape == picture.shape
     assert np.abs(jpeg.astype(int) - picture).max() <= 6
-    webp = imagecodecs.webp_decode(encode_webp(picture, 95))
-    assert webp.shape[:2] == (40, 60)
-    assert np.abs(webp[..., 0].astype(int) - smooth).max() <= 12
