@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from forward.archive import encode
 from forward.sending import forwarding, hasten
+from harness.almanac import Almanac
 from harness.box import Box
 from harness.waiting import free_port, until
 from powercut.node import Node
@@ -316,16 +317,14 @@ def test_a_centre_that_takes_none_is_offered_them_again_later(store: Store, ris:
 def test_an_outage_of_72_hours_costs_no_attempt_and_no_order(
     store: Store, ris: Ris, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ahead = tmp_path / "ahead"
-    ahead.write_text("0 0")
-    monkeypatch.setattr(clock, "_AHEAD", str(ahead))
+    almanac = Almanac(tmp_path / "ahead")
+    monkeypatch.setattr(clock, "_AHEAD", str(almanac.file))
     number = centre(store, ris)
     uids = [f"1.{hour}" for hour in range(6)]
     with forwarding(store):
-        for hour, uid in enumerate(uids):
+        for uid in uids:
             whole(store, uid)
-            seconds = (hour + 1) * 12 * 3600
-            ahead.write_text(f"{seconds} {seconds}")
+            almanac.pass_(days=0.5)
             store.ring("forward")
             until(lambda: destinations.named(store.db, "ris").link == "down", "it is down")
         with store.db.read() as tx:

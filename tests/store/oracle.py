@@ -91,3 +91,19 @@ def _within(vr: str, key: str, value: str) -> bool:
         return meant(key) == there
     low, high = meant(first.strip()), meant(last.strip())
     return (low is None or low <= there) and (high is None or there <= high)
+
+
+def asks_for_moments(date: str, time: str) -> bool:
+    """Whether the keys of a date and a time are ranges of the same form (PS3.4 C.2.2.2.5)."""
+    forms = [[bool(end.strip()) for end in key.split("-")] for key in (date, time)]
+    return len(forms[0]) == 2 and forms[0] == forms[1]
+
+
+def moment_matches(keys: tuple[str, str], date: str, time: str) -> bool:
+    """Whether a date with its time lies within ranges that are asked for as one."""
+    there = day(date), microsecond(time)
+    if None in there:
+        return False
+    (first, _, last), (begin, _, end) = (key.partition("-") for key in keys)
+    low, high = (day(first), microsecond(begin)), (day(last), microsecond(end))
+    return (None in low or low <= there) and (None in high or there <= high)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from store.making import arrival, element, fresh_uid
-from store.oracle import matches
+from store.oracle import asks_for_moments, matches, moment_matches
 
 from edgepacs.custody import ingest
 from edgepacs.model import InstanceState, Origin, StudyState
@@ -67,6 +67,8 @@ _NAMES = (
 )
 Row = dict[int, str]
 
+STUDY_DATE, STUDY_TIME = 0x00080020, 0x00080030
+
 
 @dataclass(frozen=True, slots=True)
 class Population:
@@ -114,6 +116,19 @@ class Population:
             tuple(row[tag] for tag in sorted(keys))
             for row in self.entities(level)
             if all(matches(KEPT[tag][0], key, row[tag]) for tag, key in keys.items())
+        )
+
+    def expected_of_moments(self, level: str, keys: Mapping[int, str]) -> list[tuple[str, ...]]:
+        """As `expected`, where combined dates and times were negotiated (PS3.4 C.5.1.1)."""
+        ends = keys.get(STUDY_DATE, ""), keys.get(STUDY_TIME, "")
+        if not asks_for_moments(*ends):
+            return self.expected(level, keys)
+        others = {tag: key for tag, key in keys.items() if tag not in (STUDY_DATE, STUDY_TIME)}
+        return sorted(
+            tuple(row[tag] for tag in sorted(keys))
+            for row in self.entities(level)
+            if moment_matches(ends, row[STUDY_DATE], row[STUDY_TIME])
+            and all(matches(KEPT[tag][0], key, row[tag]) for tag, key in others.items())
         )
 
 
