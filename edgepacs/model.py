@@ -272,7 +272,7 @@ class DeliveryState(State):
     COMMITTED = "committed", "an N-EVENT-REPORT said the destination has committed it"
     CONFIRMED_BY_QUERY = "confirmed_by_query", "found at the destination by its own identifier"
     HELD = "held", "stopped by a rule or a person until released"
-    CANCELLED = "cancelled", "a person said it shall not be sent"
+    CANCELLED = "cancelled", "a person or a rejection note said it shall not be sent"
     SUPERSEDED = "superseded", "another delivery stands for it: of a newer version, or elsewhere"
     FAILED = "failed", "refused for good; needs a person"
 
@@ -377,7 +377,7 @@ class Kept(State):
     RECENT = "recent", "everything has arrived; it is younger than the least age"
     UNPROVED = "unproved", "on its way, or arrived without the proof its destination owes"
     RESPONSE = "response", "sent where an answer, or a lossy copy, is all the proof there is"
-    CANCELLED = "cancelled", "a person said it shall not be sent"
+    CANCELLED = "cancelled", "a person or a rejection note said it shall not be sent"
     HELD = "held", "held by a rule or a person"
     FAILED = "failed", "refused for good by a destination; a person has to see to it"
     UNWANTED = "unwanted", "no rule sends it anywhere"

@@ -158,6 +158,7 @@ _ARGUMENTS = {
     "study hold": "99",
     "study release": "99",
     "study reject": "99",
+    "study withdraw": "99",
     "quarantine accept": "99",
     "quarantine discard": "99",
     "user add": "nina --role viewer --password-stdin",
@@ -205,6 +206,7 @@ _MISSING = [
         "reject",
         "accept",
         "discard",
+        "withdraw",
     )
     and w[0] not in ("queue", "compression")  # a list of nothing is empty
 ]

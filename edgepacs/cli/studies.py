@@ -24,6 +24,7 @@ from edgepacs.store import (
     instances,
     ledger,
     reconciliation,
+    rejections,
     studies,
 )
 from edgepacs.store.db import Transaction
@@ -51,11 +52,14 @@ def study_show(session: Session, *, number: int, after: int) -> None:
         study = studies.study(store.db, StudyId(number))
         ways = ledger.ways_of_study(store.db, study.id)
         found = ledger.of_study(store.db, study.id, after=after)
+        rejected = rejections.of_study(store.db, study.id)
     if session.as_json:
         told = [asdict(one) for one in found]
         state = {"study": study.id, "state": study.state, "received_ms": study.received_ms}
+        state |= {"rejections": [asdict(one) for one in rejected]}
         session.say({**state, "ways": [asdict(one) for one in ways], "deliveries": told}, "")
         return
+    session.say(None, "\n".join(one.words for one in rejected))
     times = ("received_ms", "verified_ms", "queued_ms", "sent_ms", "proved_ms")
     session.table(ways, ("destination_name", "count", "waiting", "sent", "proved", *times))
     columns = ("id", "instance", "destination_name", "state", "attempts", "proof", "last_error")
@@ -154,6 +158,17 @@ def _go_back(store: Store, study: StudyId) -> None:
             amendment.revert(store, one.id, actor=ACTOR)
             return
     raise Conflict("study: no correction stands that could be undone")
+
+
+@command(_study, "withdraw")
+@click.argument("note", type=int)
+def study_withdraw(session: Session, *, note: int) -> None:
+    """Say that a rejection note does not count; NOTE is its instance, as `study show` names it."""
+    with session.store() as store:
+        with store.db.write() as tx:
+            count = rejections.withdraw(tx, InstanceId(note), actor=ACTOR)
+        store.ring("forward")
+    session.say({"withdrawn": note, "instances": count}, f"note {note} no longer counts")
 
 
 @command(_quarantine, "list")

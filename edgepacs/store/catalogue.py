@@ -2,7 +2,7 @@
 
 It holds what can be had by C-MOVE and C-GET, and nothing else: the version that stands for its SOP
 Instance UID, while its bytes are here. What is quarantined, was superseded or evicted is not
-found, nor anything of a study that is held or rejected.
+found, nor what a rejection note hides, nor anything of a study that is held or rejected.
 
 A patient is Patient ID and issuer, or one study where the ID is empty; what is said of a patient
 is what came with the study received last.
@@ -57,15 +57,16 @@ UNIQUE_KEYS: Mapping[Level, int] = MappingProxyType(
     }
 )
 
-_SERIES_OF = "series WHERE series.study = study.id AND series.instance_count > 0"
+_SERIES_OF = "series WHERE series.study = study.id AND series.instance_count > series.hidden_count"
 _INSTANCES_OF = (
     "series AS its CROSS JOIN instance AS one ON one.series = its.id "
-    "WHERE its.study = study.id AND one.state = 'stored'"
+    "WHERE its.study = study.id AND one.state = 'stored' AND NOT one.hidden"
 )
 
 
 def _shown(study: str) -> str:
-    return f"{study}.instance_count > 0 AND {study}.state NOT IN ('held', 'rejected')"
+    some = f"{study}.instance_count > {study}.hidden_count"
+    return f"{some} AND {study}.state NOT IN ('held', 'rejected')"
 
 
 _SAME_PATIENT = (
@@ -87,8 +88,8 @@ _SHOWN: Mapping[Level, str] = MappingProxyType(
         Level.PATIENT: f"{_shown('study')} AND NOT EXISTS (SELECT 1 FROM {_STUDIES_OF} "  # noqa: S608
         "AND other.id > study.id)",
         Level.STUDY: _shown("study"),
-        Level.SERIES: f"{_shown('study')} AND series.instance_count > 0",
-        Level.IMAGE: f"{_shown('study')} AND instance.state = 'stored'",
+        Level.SERIES: f"{_shown('study')} AND series.instance_count > series.hidden_count",
+        Level.IMAGE: f"{_shown('study')} AND instance.state = 'stored' AND NOT instance.hidden",
     }
 )
 _ROW: Mapping[Level, str] = MappingProxyType(
@@ -138,11 +139,12 @@ ATTRIBUTES: Mapping[int, Attribute] = MappingProxyType(
         0x00201202: _count(
             Level.PATIENT,
             f"(SELECT COUNT(*) FROM study AS other JOIN series AS its ON its.study = other.id "  # noqa: S608
-            f"AND its.instance_count > 0 WHERE {_SAME_PATIENT} AND {_shown('other')})",
+            "AND its.instance_count > its.hidden_count "
+            f"WHERE {_SAME_PATIENT} AND {_shown('other')})",
         ),
         0x00201204: _count(
             Level.PATIENT,
-            f"(SELECT SUM(other.instance_count) FROM {_STUDIES_OF})",  # noqa: S608
+            f"(SELECT SUM(other.instance_count - other.hidden_count) FROM {_STUDIES_OF})",  # noqa: S608
         ),
         **_plain(
             Level.STUDY,
@@ -162,7 +164,7 @@ ATTRIBUTES: Mapping[int, Attribute] = MappingProxyType(
         0x00080062: _listed("UI", _INSTANCES_OF, "one.sop_class_uid"),  # SOP Classes in Study
         # Number of Study Related Series, Instances
         0x00201206: _count(Level.STUDY, f"(SELECT COUNT(*) FROM {_SERIES_OF})"),  # noqa: S608
-        0x00201208: _count(Level.STUDY, "study.instance_count"),
+        0x00201208: _count(Level.STUDY, "study.instance_count - study.hidden_count"),
         **_plain(
             Level.SERIES,
             "series",
@@ -176,7 +178,8 @@ ATTRIBUTES: Mapping[int, Attribute] = MappingProxyType(
                 0x00200060: ("CS", "laterality"),
             },
         ),
-        0x00201209: _count(Level.SERIES, "series.instance_count"),  # of Series Related Instances
+        # of Series Related Instances
+        0x00201209: _count(Level.SERIES, "series.instance_count - series.hidden_count"),
         **_plain(
             Level.IMAGE,
             "instance",

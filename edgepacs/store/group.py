@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from edgepacs.errors import StorageFault
 from edgepacs.model import Receipt
-from edgepacs.store import instances, reconciliation
+from edgepacs.store import instances, reconciliation, rejections
 from edgepacs.store.db import Database
 from edgepacs.store.drafts import Draft
 
@@ -51,6 +51,7 @@ class GroupCommit:
             with self._db.write() as tx:
                 receipts = instances.committed(tx, [one.draft for one in group])
                 reconciliation.arrived(tx, receipts)
+                rejections.arrived(tx, receipts)
         except BaseException as error:  # noqa: BLE001  it is raised again in its own thread
             # After a storage fault nobody knows what has become durable: nobody tries again.
             if len(group) == 1 or isinstance(error, StorageFault):

@@ -44,11 +44,11 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
         "instances": "instance.sop_instance_uid",
     }
 )
-# Nothing of a study that is held or rejected leaves. Of a UID that has been evicted and came back,
-# what came back is meant.
+# Nothing of a study that is held or rejected leaves, nor what a rejection note hides. Of a UID that
+# has been evicted and came back, what came back is meant.
 _NAMED = """
 FROM instance JOIN series ON series.id = instance.series JOIN study ON study.id = series.study
-WHERE study.state NOT IN ('held', 'rejected') AND (instance.state = 'stored'
+WHERE study.state NOT IN ('held', 'rejected') AND NOT hidden AND (instance.state = 'stored'
   OR instance.state = 'evicted' AND NOT EXISTS (SELECT 1 FROM instance AS other
     WHERE other.sop_instance_uid = instance.sop_instance_uid AND other.state = 'stored'))"""
 _WANTED = (
@@ -60,8 +60,9 @@ _WANTED = (
 def named(db: Database, keys: Keys, most: int) -> list[Wanted]:
     """What has these keys, study by study and series by series as it arrived; `most` and no more.
 
-    Neither what is quarantined or was superseded nor studies that are held or rejected; what was
-    evicted is named, since whoever asks must not take its absence for completeness.
+    Neither what is quarantined, was superseded or is hidden by a rejection note, nor studies that
+    are held or rejected; what was evicted is named, since whoever asks must not take its absence
+    for completeness.
     """
     with db.read() as tx:
         found = _select(tx, keys, most)

@@ -200,6 +200,12 @@ _STORED = (
 )
 
 
+_NOT_REJECTED = (
+    "NOT EXISTS (SELECT 1 FROM rejected "
+    "WHERE rejected.sop_instance_uid = instance.sop_instance_uid)"
+)
+
+
 def due_again(tx: Transaction, instance: InstanceId) -> None:
     """The same for an instance that is in the index already, e.g. a version just accepted."""
     study = tx.first("SELECT study FROM instance WHERE id = ?", instance)
@@ -211,11 +217,12 @@ def due_again(tx: Transaction, instance: InstanceId) -> None:
 def study_changed(tx: Transaction, study: StudyId, field: str) -> None:
     """Apply the rules to all stored instances of a study, if any rule looks at `field` of it.
 
-    What the rules want now is made; nothing they wanted before is undone.
+    What the rules want now is made; nothing they wanted before is undone. What a rejection note
+    names goes nowhere else by itself.
     """
     row = tx.first(_STANDING, study)
     if row and any(field in route.matches.fields for route in _plan(tx, row[0]).routes):
-        _apply(tx, study, "AND instance.state = 'stored' ORDER BY instance.id")
+        _apply(tx, study, f"AND instance.state = 'stored' AND {_NOT_REJECTED} ORDER BY instance.id")
 
 
 def _apply(tx: Transaction, study: StudyId, where: str, *values: int) -> None:

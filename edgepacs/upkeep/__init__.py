@@ -9,6 +9,7 @@ from edgepacs.telemetry import Doorbell
 from edgepacs.upkeep.comparison import compare_waiting
 from edgepacs.upkeep.crew import Crew
 from edgepacs.upkeep.matching import reconcile
+from edgepacs.upkeep.rejections import heed
 from edgepacs.upkeep.retention import Retention
 
 _LOOK_SECONDS = 60.0  # how often the table is looked at without a ring
@@ -20,7 +21,7 @@ def run(store: Store, stop: threading.Event) -> None:
     bell = Doorbell(store.paths.doorbell("upkeep"))
     threading.Thread(target=_ring_at_stop, args=(bell, stop), daemon=True).start()
     failures: list[BaseException] = []
-    works: list[_Work] = [Retention(store).run, partial(reconcile, store)]
+    works: list[_Work] = [Retention(store).run, partial(reconcile, store), partial(heed, store)]
     if store.config.compression.workers:
         works.append(Crew(store).run)
     threads = [threading.Thread(target=_work, args=(one, stop, failures)) for one in works]

@@ -19,6 +19,7 @@ from edgepacs.store import (
     fingerprint,
     instances,
     ledger,
+    rejections,
     steps,
     studies,
 )
@@ -26,6 +27,7 @@ from edgepacs.store.audit import AuditRecord
 from edgepacs.store.destinations import Destination
 from edgepacs.store.instances import Instance
 from edgepacs.store.ledger import StudyWay
+from edgepacs.store.rejections import Rejection
 from edgepacs.store.steps import Counted, Missing
 from edgepacs.store.studies import Series, Study
 from edgepacs.web import compression, gate
@@ -68,6 +70,7 @@ class Panel:
     destinations: list[Destination]
     versions: list[Version]
     comparing: int
+    rejections: list[Rejection]
     missing: list[Missing]
     steps: list[Counted]
     history: Sequence[AuditRecord]
@@ -92,6 +95,7 @@ def _panel(number: StudyId) -> Panel:
             for one in waiting
         ],
         comparing=len(instances.waiting(db, InstanceState.COMPARING, number)),
+        rejections=rejections.of_study(db, number) if rejections.FLAG in study.flags else [],
         missing=steps.missing(db, [number]).get(number, []),
         steps=steps.of_study(db, study.study_instance_uid),
         history=audit.of_subject(db, "study", number)[: -_HISTORY - 1 : -1],
@@ -159,6 +163,7 @@ def as_json(number: StudyId) -> Response:
         deliveries=[
             asdict(row) for row in ledger.progress_of_studies(gate.store().db, [number])[number]
         ],
+        rejections=[{**asdict(one), "words": one.words} for one in panel.rejections],
         missing=[{**asdict(one), "words": one.words} for one in panel.missing],
         steps=[asdict(one) for one in panel.steps],
         history=[asdict(one) for one in panel.history],
@@ -231,4 +236,15 @@ def discard(number: InstanceId) -> AnyResponse:
     store = gate.store()
     study = instances.instance(store.db, number).study
     disposal.discard(store, number, actor=gate.caller().name)
+    return _back(study)
+
+
+@blueprint.post("/instances/<row:number>/withdraw")
+@gate.open_to(Role.TECHNOLOGIST)
+def withdraw(number: InstanceId) -> AnyResponse:
+    """Say that a rejection note does not count."""
+    store = gate.store()
+    study = instances.instance(store.db, number).study
+    with store.db.write() as tx:
+        rejections.withdraw(tx, number, actor=gate.caller().name)
     return _back(study)

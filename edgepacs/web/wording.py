@@ -191,7 +191,7 @@ _LABELS_OF: Sequence[tuple[State, str]] = (
     (Kept.RECENT, "Arrived, but too young"),
     (Kept.UNPROVED, "Not proved to have arrived"),
     (Kept.RESPONSE, "No proof but an answer"),
-    (Kept.CANCELLED, "Cancelled by a person"),
+    (Kept.CANCELLED, "Cancelled by a person or a rejection note"),
     (Kept.HELD, "Held"),
     (Kept.FAILED, "Refused by a destination"),
     (Kept.UNWANTED, "Sent nowhere"),

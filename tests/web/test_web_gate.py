@@ -113,6 +113,7 @@ def test_token_in_a_header_counts(store: Store, technologist: Person):
         ("/studies/1/send", {"destination": "1"}),
         ("/instances/1/accept", {}),
         ("/instances/1/discard", {}),
+        ("/instances/1/withdraw", {}),
         ("/import", {}),
         ("/queue", {"act": "hold", "study": "1"}),
     ],
