@@ -6,6 +6,7 @@ goes through the transition table beside it (`require_transition`).
 """
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,7 @@ StudyId = NewType("StudyId", int)
 EntryId = NewType("EntryId", int)  # of the worklist
 
 UID_MAX_LENGTH = 64  # PS3.5 9.1
+KEY_OBJECTS = "1.2.840.10008.5.1.4.1.1.88.59"  # Key Object Selection Document (PS3.4 B.5)
 AE_TITLE_MAX_LENGTH = 16  # PS3.5 6.2, VR AE
 
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -37,6 +39,11 @@ def uid(text: str, name: str = "UID") -> UID:
     if not _UID.fullmatch(stripped):
         raise InvalidValue(name, f"not a UID of 1 to {UID_MAX_LENGTH} digits and dots")
     return UID(stripped)
+
+
+def new_uid() -> UID:
+    """A UID nobody has had before (PS3.5 B.2)."""
+    return UID(f"2.25.{uuid.uuid4().int}")
 
 
 def ae_title(text: str, name: str = "AE title") -> AETitle:

@@ -5,7 +5,6 @@ RAD-66, PS3.3 A.35.4).
 """
 
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,13 +17,13 @@ from edgepacs.dimse import identifier
 from edgepacs.dimse.contexts import EXPLICIT_VR_LE, IMPLICIT_VR_LE
 from edgepacs.dimse.identifier import Identifier, Values
 from edgepacs.errors import Gone, InvalidValue, LimitExceeded
-from edgepacs.model import UID, Arrival, Origin, uid
+from edgepacs.model import KEY_OBJECTS, UID, Arrival, Origin, new_uid, uid
 from edgepacs.pixels.deflated import inflate
 from edgepacs.pixels.syntaxes import DEFLATED_DATA_SET
 from edgepacs.store import Store, studies
 from edgepacs.store.drafts import Draft
 from edgepacs.store.instances import Instance
-from edgepacs.store.rejections import KEY_OBJECTS, Title
+from edgepacs.store.rejections import Title
 
 MAX_NOTE = 16 << 20  # bytes of a note that is read
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -80,7 +79,7 @@ def drafted(store: Store, instances: Sequence[Instance], *, title: Title, at_ms:
     """
     if title is Title.QUALITY or not instances:
         raise InvalidValue("rejection note", "of quality, or of nothing")
-    number = UID(_fresh_uid())
+    number = new_uid()
     said = _said_of(store, instances)
     arrival = Arrival(
         sop_class_uid=UID(KEY_OBJECTS),
@@ -149,7 +148,7 @@ def _document(store: Store, instances: Sequence[Instance], title: Title, at_ms: 
         0x00081111: (),  # Referenced Performed Procedure Step Sequence, of type 2 (C.17.6.1)
         0x00181020: __version__,  # Software Versions
         _STUDY_UID: study.study_instance_uid,
-        identifier.SERIES_INSTANCE_UID: _fresh_uid(),
+        identifier.SERIES_INSTANCE_UID: new_uid(),
         0x00200011: _SERIES_NUMBER,
         0x00200013: "1",  # Instance Number
         _VALUE_TYPE: "CONTAINER",
@@ -163,10 +162,6 @@ def _document(store: Store, instances: Sequence[Instance], title: Title, at_ms: 
             for one in instances
         ],
     }
-
-
-def _fresh_uid() -> str:
-    return f"2.25.{uuid.uuid4().int}"  # PS3.5 B.2
 
 
 def _evidence(store: Store, instances: Sequence[Instance]) -> Iterator[Values]:

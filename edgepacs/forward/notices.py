@@ -3,12 +3,10 @@
 Here it is made and queued; `messages` carries it.
 """
 
-import uuid
-
 from edgepacs.clock import monotonic
 from edgepacs.dimse import identifier
 from edgepacs.dimse.contexts import IMPLICIT_VR_LE, PERFORMED_PROCEDURE_STEP
-from edgepacs.model import UID
+from edgepacs.model import UID, new_uid
 from edgepacs.store import Store, notifications
 from edgepacs.store.notifications import Availability
 
@@ -41,7 +39,7 @@ class Notifier:
         for due in found:
             there = notifications.availability(self._db, due.study)
             if there is not None:
-                uid = UID(f"2.25.{uuid.uuid4().int}")  # PS3.5 B.2
+                uid = new_uid()
                 notifications.add(self._db, due, uid, UID(IMPLICIT_VR_LE), encoded(there))
                 made += 1
         return made

@@ -6,7 +6,6 @@ report ever comes, and where commitment is not offered, the destination is asked
 by its own UID. Everything that is under way stands in the store: this process may end at any time.
 """
 
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from types import MappingProxyType
@@ -26,7 +25,7 @@ from edgepacs.dimse.status import UNRECOGNISED_OPERATION, Category
 from edgepacs.errors import NotAdmitted, PeerBusy, PeerError, PeerRefused, PeerUnreachable
 from edgepacs.forward import dial, inquiry
 from edgepacs.forward.quirks import quirk_of
-from edgepacs.model import UID, Callback, DeliveryState, ProofWanted
+from edgepacs.model import UID, Callback, DeliveryState, ProofWanted, new_uid
 from edgepacs.store import Store, commitments, terms
 from edgepacs.store.commitments import Fate, Judgement, Request, Sought
 from edgepacs.store.destinations import Destination
@@ -309,7 +308,7 @@ class Prover:
 
     def answers_queries(self) -> bool:
         """Whether the destination answers a query, about an instance that nobody has."""
-        uid = UID(f"2.25.{uuid.uuid4().int}")  # PS3.5 B.2
+        uid = new_uid()
         nobodys = Sought(
             delivery=0,
             sop_class_uid=uid,

@@ -4,7 +4,6 @@ What can be worked with is taken: only what a step is nothing without is demande
 kept as it came, to be told again to the centre.
 """
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -31,7 +30,7 @@ from edgepacs.errors import (
     PeerError,
     StorageFault,
 )
-from edgepacs.model import UID, StepState, uid
+from edgepacs.model import UID, StepState, new_uid, uid
 from edgepacs.scp.conversation import Conversation
 from edgepacs.store import steps
 from edgepacs.store.db import Transaction
@@ -182,7 +181,7 @@ def _create(conversation: Conversation, message: Message) -> Mapping[int, Value]
     if not told.orders or not all(one.study_instance_uid for one in told.orders):
         raise _Refused(MISSING_ATTRIBUTE_VALUE, "Study Instance UID of a scheduled step: no value")
     asked = message.command.sop_instance_uid
-    number = uid(asked, "Affected SOP Instance UID") if asked else _new_uid()
+    number = uid(asked, "Affected SOP Instance UID") if asked else new_uid()
 
     def add(tx: Transaction) -> None:
         steps.create(tx, number, told, received, source=conversation.known.title)
@@ -228,10 +227,6 @@ def _write(conversation: Conversation, act: Callable[[Transaction], None]) -> No
     """What a message says is durable before it is answered."""
     with conversation.store.db.write() as tx:
         act(tx)
-
-
-def _new_uid() -> UID:
-    return UID(f"2.25.{uuid.uuid4().int}")  # PS3.5 B.2
 
 
 # --- what a message says -----------------------------------------------------------------------

@@ -5,7 +5,6 @@ on it, with `settle`, in one transaction with the deliveries it is about. A requ
 before it is sent, and remembered after its time is over: reports come late, and twice.
 """
 
-import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from edgepacs.clock import wall_ms
-from edgepacs.model import UID, Callback, CommitmentState, DeliveryState
+from edgepacs.model import UID, Callback, CommitmentState, DeliveryState, new_uid
 from edgepacs.store import deliveries
 from edgepacs.store.db import Database, Transaction
 from edgepacs.store.deliveries import Selection, shift
@@ -138,7 +137,7 @@ def begin(db: Database, destination: int, items: Sequence[Sought]) -> Request | 
     They are in `awaiting_commitment` before this returns.
     """
     patience = PATIENCE_MS[min(max(one.asked for one in items), len(PATIENCE_MS) - 1)]
-    transaction_uid = f"2.25.{uuid.uuid4().int}"  # PS3.5 B.2
+    transaction_uid = new_uid()
     now = wall_ms()
     with db.write() as tx:
         left = _still_sent(tx, destination, items)

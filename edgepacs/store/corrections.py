@@ -4,7 +4,7 @@ A person asks for one in the console; upkeep/ carries it out (`custody.amendment
 one transaction. The received versions are kept as superseded, and undoing it lets them stand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,21 +13,37 @@ from edgepacs.errors import Conflict, NotFound
 from edgepacs.model import (
     CORRECTION_TRANSITIONS,
     Attributes,
+    CorrectionPolicy,
     CorrectionState,
+    DeliveryState,
     EntryId,
+    HoldReason,
     InstanceId,
     InstanceState,
     ObjectId,
     StudyId,
+    StudyState,
     require_transition,
 )
-from edgepacs.store import audit, instances, reconciliation
+from edgepacs.store import (
+    announcing,
+    audit,
+    deliveries,
+    instances,
+    placing,
+    policies,
+    reconciliation,
+    rejections,
+    studies,
+    worklist,
+)
 from edgepacs.store.db import Database, Transaction
+from edgepacs.store.deliveries import STAT, Selection, Wanted
 from edgepacs.store.drafts import Draft
 from edgepacs.store.instances import Instance
+from edgepacs.store.policies import LEFT, Plan
 from edgepacs.store.reconciliation import Sides, sides_of
 
-LEFT = "('sending', 'sent', 'awaiting_commitment', 'committed', 'confirmed_by_query')"
 _S = CorrectionState
 
 
@@ -111,9 +127,53 @@ def due(tx: Transaction, study: StudyId) -> list[Instance]:
     sql = (
         f"SELECT {_INSTANCE} FROM instance JOIN series ON series.id = instance.series "  # noqa: S608
         "WHERE series.study = ? AND state = 'stored' AND origin IN ('modality', 'import', 'local') "
-        "ORDER BY instance.id"
+        f"AND NOT {instances.OWN_NOTE} ORDER BY instance.id"
     )
     return tx.records(Instance, sql, study)
+
+
+class Uids(NamedTuple):
+    """Under which UIDs an instance stands."""
+
+    study: str
+    series: str
+    instance: str
+
+
+def uids(tx: Transaction, number: InstanceId) -> Uids:
+    """The UIDs of one instance; raises NotFound."""
+    sql = (
+        "SELECT study_instance_uid, series_instance_uid, sop_instance_uid FROM instance "
+        "JOIN series ON series.id = instance.series JOIN study ON study.id = series.study "
+        "WHERE instance.id = ?"
+    )
+    row = tx.first(sql, number)
+    if row is None:
+        raise NotFound(f"instance: there is no instance {number}")
+    return Uids(*row)
+
+
+def moved_before(tx: Transaction, study: StudyId, entry: EntryId) -> dict[str, str]:
+    """Under which UIDs study and series stand where others of it were corrected by this order.
+
+    By the UIDs received; empty where none was, or all of it is still in `study`.
+    """
+    rows = tx.rows(
+        "SELECT DISTINCT old_study.study_instance_uid, study.study_instance_uid, "
+        "old_series.series_instance_uid, series.series_instance_uid "
+        "FROM series AS old_series JOIN study AS old_study ON old_study.id = old_series.study "
+        "JOIN instance AS received ON received.series = old_series.id "
+        "AND received.state = 'superseded' "
+        "JOIN instance ON instance.corrects = received.id AND instance.state = 'stored' "
+        "JOIN series ON series.id = instance.series JOIN study ON study.id = series.study "
+        "JOIN reconciliation ON reconciliation.study = study.id "
+        "WHERE old_series.study = ?1 AND study.id != ?1 AND reconciliation.entry = ?2",
+        *(study, entry),
+    )
+    found: dict[str, str] = {}
+    for was_study, is_study, was_series, is_series in rows:
+        found |= {was_study: is_study, was_series: is_series}
+    return {was: now for was, now in found.items() if was != now}
 
 
 def being_sent(tx: Transaction, study: StudyId) -> bool:
@@ -129,18 +189,43 @@ class Anew(NamedTuple):
     draft: Draft | None
 
 
-def finish(
-    tx: Transaction, correction: Correction, made: Sequence[Anew], received: "AsReceived"
-) -> list[ObjectId]:
-    """Let what was written anew stand under the same UIDs; the objects to be removed after it.
+class Note(NamedTuple):
+    """A rejection note, sealed, for the destinations that have all it names."""
 
-    Raises Conflict where an instance has changed since it was read.
+    draft: Draft
+    destinations: tuple[int, ...]
+
+
+class Overtaken(Conflict):
+    """What was to be corrected has been sent further meanwhile: it is to be looked at anew."""
+
+
+def finish(
+    tx: Transaction,
+    correction: Correction,
+    made: Sequence[Anew],
+    received: "AsReceived",
+    plans: Sequence[Plan] = (),
+    notes: Sequence[Note] = (),
+) -> list[ObjectId]:
+    """Let what was written anew stand, and begin what destinations get that had it before.
+
+    Returns the objects to be removed after it. Raises Conflict where an instance has changed since
+    it was read, Overtaken where it is at more destinations than `plans` know of.
     """
+    if policies.within(tx, correction.study) != list(plans):
+        raise Overtaken("study: more of it has left meanwhile")
+    former = policies.former_id(tx, correction.study)
     gone = [_replace(tx, one, received, correction.actor) for one in made]
     result = correction.study
     for one in made[:1]:
-        result = _standing(tx, one.former).study
+        result = _standing(tx, one).study
+    for note in notes:
+        _add_note(tx, correction, note, moved=result != correction.study)
+    for plan in plans:  # before rules are asked again what goes there
+        _give(tx, correction, plan, made, former)
     _end(tx, correction, len(made), result)
+    _hold_for_notes(tx, result, correction.actor)
     return [one for one in gone if one]
 
 
@@ -155,21 +240,18 @@ def _replace(tx: Transaction, one: Anew, received: AsReceived, actor: str) -> Ob
     if one.draft is None:
         assert now.corrects is not None
         return instances.step_back(tx, now, received[now.corrects], actor=actor)
-    number = instances.stand_in(tx, one.draft, now, actor=actor)
-    tx.run(_HOLD_WHERE_IT_IS, now.id, number, THERE, wall_ms())
+    instances.stand_in(tx, one.draft, now, actor=actor)
     if now.corrects is None:
         return None
     instances.move(tx, now.id, InstanceState.DISCARDED, actor=actor)
     return now.object_id
 
 
-def _standing(tx: Transaction, former: Instance) -> Instance:
-    """What stands for the UID of an instance now."""
-    sql = (
-        f"SELECT {_INSTANCE} FROM instance "  # noqa: S608  own names only
-        "WHERE sop_instance_uid = ? AND state = 'stored'"
-    )
-    return tx.record(Instance, "instance: nothing stands for it", sql, former.sop_instance_uid)
+def _standing(tx: Transaction, one: Anew) -> Instance:
+    """What stands for an instance now."""
+    uid = one.draft.arrival.sop_instance_uid if one.draft else one.former.sop_instance_uid
+    sql = f"SELECT {_INSTANCE} FROM instance WHERE sop_instance_uid = ? AND state = 'stored'"  # noqa: S608
+    return tx.record(Instance, "instance: nothing stands for it", sql, uid)
 
 
 def _end(tx: Transaction, correction: Correction, count: int, result: StudyId) -> None:
@@ -186,25 +268,125 @@ def _end(tx: Transaction, correction: Correction, count: int, result: StudyId) -
     _record(tx, correction.study, "study corrected", words, correction.actor)
     if result != correction.study:
         _record(tx, result, "study corrected", f"{words}, from study {correction.study}", "upkeep")
+        _carry_state(tx, correction.study, result, correction.actor)
     reconciliation.corrected(tx, correction.study, result, correction.entry, correction.actor)
+
+
+def _carry_state(tx: Transaction, former: StudyId, study: StudyId, actor: str) -> None:
+    """What a person said of a study counts for what has become of it."""
+    said = studies.within(tx, former).state
+    if studies.within(tx, study).state is StudyState.RECEIVED and said is not StudyState.RECEIVED:
+        studies.set_state(tx, study, said, actor=actor)
 
 
 def _record(tx: Transaction, study: StudyId, act: str, words: str, actor: str) -> None:
     audit.record(tx, actor=actor, act=act, kind="study", subject=study, detail=words)
 
 
+# --- what destinations get that had it before -------------------------------------------------
+
 THERE = (
-    "the version before the correction is there under the same UID: have it corrected or deleted "
-    "there, then release this"
+    "the version before the correction is there: have it corrected or deleted there, then release "
+    "this"
 )
+TOLD = "it was told by HL7 ADT, and corrects its own copy"
+REJECTED = "waits until the rejection note for the version before it has arrived there"
 # A destination that never overwrites would answer success and keep what it has.
-_HOLD_WHERE_IT_IS = f"""
+_AFTER: Mapping[CorrectionPolicy, tuple[DeliveryState, str, str]] = {
+    CorrectionPolicy.HOLD: (DeliveryState.HELD, HoldReason.PERSON, THERE),
+    CorrectionPolicy.ADT: (DeliveryState.SUPERSEDED, "", TOLD),
+    CorrectionPolicy.REJECT: (DeliveryState.HELD, HoldReason.REJECTION, REJECTED),
+}
+_IN_ITS_PLACE = f"""
 INSERT INTO delivery (kind, subject, study, destination, state, hold_reason, last_error, priority,
                       send_as, created_ms, changed_ms)
-SELECT kind, ?2, (SELECT study FROM instance WHERE id = ?2), destination, 'held', 'person', ?3,
-       priority, send_as, ?4, ?4
-FROM delivery WHERE kind = 'instance' AND subject = ?1 AND state IN {LEFT} ORDER BY id
+SELECT kind, ?2, (SELECT study FROM instance WHERE id = ?2), destination, ?4, ?5, ?6, priority,
+       send_as, ?7, ?7
+FROM delivery WHERE kind = 'instance' AND subject = ?1 AND destination = ?3 AND state IN {LEFT}
 ON CONFLICT DO NOTHING"""  # noqa: S608  own words
+
+
+def _give(
+    tx: Transaction,
+    correction: Correction,
+    plan: Plan,
+    made: Sequence[Anew],
+    former: tuple[str, str],
+) -> None:
+    """What one destination gets for what it has."""
+    has = set(plan.instances)
+    for one in made:
+        if one.former.id in has:
+            now = _standing(tx, one).id
+            after = (plan.destination, *_AFTER[plan.policy], wall_ms())
+            tx.run(_IN_ITS_PLACE, one.former.id, now, *after)
+    if plan.trigger is not None:
+        announcing.announce(
+            tx,
+            destination=plan.destination,
+            study=correction.study,
+            correction=correction.id,
+            trigger=plan.trigger,
+            patient=worklist.entry(tx, correction.entry).entry.patient,
+            former_id=former if plan.trigger is announcing.Trigger.A40 else None,
+            actor=correction.actor,
+        )
+
+
+def _add_note(tx: Transaction, correction: Correction, note: Note, *, moved: bool) -> None:
+    """A rejection note stands, and goes where what it names has gone."""
+    (receipt,) = instances.committed(tx, [note.draft])
+    for destination in note.destinations:
+        wanted = Wanted(destination=destination, priority=STAT)
+        deliveries.add(tx, receipt.instance_id, receipt.study_id, wanted)
+        values = {"correction": correction.id, "destination": destination}
+        tx.insert("correction_note", {**values, "instance": receipt.instance_id})
+    if moved:
+        placing.flag_study(tx, receipt.study_id, rejections.FLAG)
+
+
+def _hold_for_notes(tx: Transaction, study: StudyId, actor: str) -> None:
+    """Nothing of a study goes before the notes that reject what was sent of it."""
+    rows = tx.rows(
+        "SELECT DISTINCT destination FROM correction_note JOIN correction "
+        "ON correction.id = correction WHERE open = 1 AND result = ?",
+        study,
+    )
+    for (destination,) in rows:
+        selection = Selection(study=study, destination=destination)
+        deliveries.hold(tx, selection, actor=actor, reason=HoldReason.REJECTION)
+
+
+def release_after_notes(db: Database) -> int:
+    """Let go what waited for rejection notes that have arrived; how many notes that were."""
+    with db.read() as tx:
+        if tx.first(_ARRIVED) is None:
+            return 0
+    with db.write() as tx:
+        arrived = tx.rows(_ARRIVED)
+        for correction, destination, result in arrived:
+            _close_note(tx, correction, destination)
+            selection = Selection(study=result, destination=destination)
+            reasons = [HoldReason.REJECTION]
+            deliveries.release(tx, selection, actor="upkeep", reasons=reasons)
+    return len(arrived)
+
+
+_ARRIVED = """
+SELECT correction, correction_note.destination, result FROM correction_note
+JOIN correction ON correction.id = correction
+JOIN delivery ON delivery.kind = 'instance' AND delivery.subject = correction_note.instance
+  AND delivery.destination = correction_note.destination
+WHERE open = 1
+  AND delivery.state IN ('sent', 'awaiting_commitment', 'committed', 'confirmed_by_query')"""
+
+
+def _close_note(tx: Transaction, correction: int, destination: int) -> None:
+    sql = "UPDATE correction_note SET open = 0 WHERE correction = ? AND destination = ?"
+    tx.run(sql, correction, destination)
+
+
+# --- when nothing comes of it -----------------------------------------------------------------
 
 
 def fail(tx: Transaction, correction: Correction, words: str) -> None:
@@ -247,20 +429,44 @@ def revert(
     if now.state is not _S.DONE or now.result is None:
         raise Conflict("correction: there is nothing to go back from")
     standing = corrected_in(tx, now.result)
-    if any(_has_left(tx, one) for one in standing):
+    notes = _notes(tx, now.result)
+    if any(_has_left(tx, one.id) for one in standing + notes):
         raise Conflict("correction: what it made has been sent; correct it anew instead")
-    gone = [
+    if not announcing.revoke(tx, now.id, actor=actor):
+        raise Conflict("correction: a destination was told of it by ADT; correct it anew instead")
+    gone = [_give_up(tx, one, actor) for one in notes]
+    gone += [
         instances.step_back(tx, one, received[one.corrects], actor=actor)
         for one in standing
         if one.corrects is not None
     ]
     _shift(tx, now.id, _S.REVERTED, f"undone by {actor}")
     _record(tx, now.study, "correction undone", f"{len(gone)} instances", actor)
+    placing.unflag_study(tx, now.study, rejections.FLAG)
     for study in {now.study, now.result}:
         reconciliation.consider(tx, study)
     return gone
 
 
-def _has_left(tx: Transaction, one: Instance) -> bool:
+def _notes(tx: Transaction, study: StudyId) -> list[Instance]:
+    """The rejection notes of what stands in a study now."""
+    sql = (
+        f"SELECT DISTINCT {_INSTANCE} FROM correction_note JOIN instance "  # noqa: S608
+        "ON instance.id = correction_note.instance AND instance.state = 'stored' "
+        "JOIN correction ON correction.id = correction WHERE result = ?"
+    )
+    return tx.records(Instance, sql, study)
+
+
+def _give_up(tx: Transaction, note: Instance, actor: str) -> ObjectId:
+    """A rejection note that has not left is not sent; the object to be removed."""
+    deliveries.supersede(tx, note.id, actor=actor)
+    tx.run("UPDATE correction_note SET open = 0 WHERE instance = ?", note.id)
+    instances.move(tx, note.id, InstanceState.SUPERSEDED, actor=actor)
+    instances.move(tx, note.id, InstanceState.DISCARDED, actor=actor)
+    return note.object_id
+
+
+def _has_left(tx: Transaction, number: InstanceId) -> bool:
     sql = f"SELECT 1 FROM delivery WHERE kind = 'instance' AND subject = ? AND state IN {LEFT}"  # noqa: S608
-    return tx.first(sql, one.id) is not None
+    return tx.first(sql, number) is not None

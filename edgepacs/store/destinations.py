@@ -11,6 +11,7 @@ from edgepacs.errors import Conflict, InvalidValue, NotFound
 from edgepacs.model import (
     AETitle,
     Callback,
+    CorrectionPolicy,
     LinkState,
     PriorsBy,
     ProofWanted,
@@ -27,7 +28,7 @@ class Destination:
     """Where instances are sent, and what is known of the line to it.
 
     `lossy` is the quality of the images it is sent, 1 to 100; 0 for without loss (`terms`). The
-    fields after it are the columns of migrations 0006, 0009, 0013 and 0018, whose comments say
+    fields after it are the columns of migrations 0006, 0009, 0013, 0018, 0020, whose comments say
     what they mean.
     """
 
@@ -64,6 +65,8 @@ class Destination:
     priors_years: int
     mpps: int
     notify: int
+    correction: CorrectionPolicy = field(metadata={"make": CorrectionPolicy})
+    adt: str
 
 
 _DESTINATION = ", ".join(Destination.__slots__)
@@ -123,6 +126,23 @@ def _url(name: str, text: str) -> str:
     return _text(name, text).rstrip("/")
 
 
+def _adt(name: str, text: str) -> str:
+    """Where HL7 ADT messages go; plain MLLP stays within this machine, since it hides nothing."""
+    if not text:
+        return ""
+    like = "not an address like mllps://pacs.example:2575"
+    try:
+        parts = urlsplit(text)
+        host, port = host_name(parts.hostname or ""), parts.port
+    except (ValueError, InvalidValue):
+        raise InvalidValue(name, like) from None
+    if parts.scheme not in ("mllps", "mllp") or not port or text.count("/") > 2 or parts.username:
+        raise InvalidValue(name, like)
+    if parts.scheme == "mllp" and not _within_this_machine(host):
+        raise InvalidValue(name, "plain MLLP would show patient data on the line: use mllps")
+    return _text(name, text)
+
+
 def _within_this_machine(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -171,6 +191,8 @@ SETTINGS: Mapping[str, Callable[[str, str], str | int]] = {
     "priors_years": _between(1, 150),
     "mpps": _between(0, 1),
     "notify": _between(0, 1),
+    "correction": _one_of(*CorrectionPolicy),
+    "adt": _adt,
 }
 """What a person may say of a destination: each setting with the function that checks it."""
 
@@ -187,6 +209,7 @@ def change(tx: Transaction, name: str, settings: Mapping[str, str], *, actor: st
     if not settings:
         return
     checked = {setting: SETTINGS[setting](setting, text) for setting, text in settings.items()}
+    _check_policy(tx, row[0], checked)
     if checked.get("priors", "none") != "none":
         _begin_with_priors(tx)
     if checked.get("notify"):
@@ -206,6 +229,13 @@ def change(tx: Transaction, name: str, settings: Mapping[str, str], *, actor: st
         subject=row[0],
         detail=said,
     )
+
+
+def _check_policy(tx: Transaction, number: int, checked: Mapping[str, str | int]) -> None:
+    sql = "SELECT correction, adt FROM destination WHERE id = ?"
+    policy, adt = tx.first(sql, number) or ("", "")
+    if checked.get("correction", policy) == CorrectionPolicy.ADT and not checked.get("adt", adt):
+        raise InvalidValue("adt", "correction=adt needs the address that takes HL7 ADT messages")
 
 
 def _begin_with_priors(tx: Transaction) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from edgepacs.errors import Busy, EdgePacsError, NotFound, StorageFault, Tampered
-from edgepacs.model import InstanceState, ObjectId, Outcome
+from edgepacs.model import KEY_OBJECTS, InstanceState, ObjectId, Origin, Outcome
 from edgepacs.store import Store, audit, disposal, instances
 from edgepacs.store.drafts import Draft
 from edgepacs.store.instances import Instance
@@ -262,6 +262,8 @@ def _is_superfluous(store: Store, draft: Draft) -> bool:
     """
     if draft.arrival.corrects:
         return True
+    if draft.arrival.origin is Origin.LOCAL and draft.arrival.sop_class_uid == KEY_OBJECTS:
+        return True  # a rejection note of a correction that never came to stand
     if draft.at_rest is None:
         return False
     standing = instances.standing(store.db, draft)

@@ -11,6 +11,7 @@ from typing import Any
 from edgepacs.errors import Conflict
 from edgepacs.model import (
     INSTANCE_TRANSITIONS,
+    KEY_OBJECTS,
     UID,
     Attributes,
     InstanceId,
@@ -58,7 +59,10 @@ class Instance:
 
 
 _COLUMNS = ", ".join(Instance.__slots__)
+OWN_NOTE = f"(instance.origin = 'local' AND instance.sop_class_uid = '{KEY_OBJECTS}')"
+"""A rejection note made here, as an SQL condition: it is sent, and is nothing of its study."""
 _LIVE = (InstanceState.STORED, InstanceState.COMPARING, InstanceState.QUARANTINED)
+_SUPERSEDED = InstanceState.SUPERSEDED
 
 
 def instance(db: Database, number: InstanceId) -> Instance:
@@ -148,7 +152,7 @@ def committed(tx: Transaction, drafts: Sequence[Draft]) -> list[Receipt]:
 def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
     versions = tx.rows(
         "SELECT id, study, series, state, object_id, received_digest, received_syntax_uid, "
-        "version, byte_length, corrects FROM instance WHERE sop_instance_uid = ?",
+        "version, byte_length FROM instance WHERE sop_instance_uid = ?",
         draft.arrival.sop_instance_uid,
     )
     same = (draft.received_digest, draft.arrival.transfer_syntax_uid)
@@ -159,14 +163,16 @@ def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
         if row[5:7] == same:
             return _take_again(tx, draft, row)
     standing = next((row for row in known if row[3] == InstanceState.STORED), None)
-    if standing is not None and draft.arrival.corrects:  # the index is being rebuilt
-        number = stand_in(tx, draft, within(tx, standing[0]), actor=draft.arrival.source)
+    former = _former(tx, draft, standing) if draft.arrival.corrects else None
+    if former is not None:  # the index is being rebuilt
+        number = stand_in(tx, draft, within(tx, former), actor=draft.arrival.source)
         return Receipt(
             outcome=Outcome.STORED, instance_id=number, study_id=within(tx, number).study
         )
-    if standing is not None and any(row[0] == standing[9] and row[5:7] == same for row in versions):
+    corrected = [row[0] for row in versions if row[5:7] == same and row[3] == _SUPERSEDED]
+    for standing_for, study in _corrections_of(tx, corrected):
         # What was corrected, sent once more: its correction stands for it.
-        receipt = _answer(tx, draft, Outcome.DUPLICATE, standing[0], standing[1])
+        receipt = _answer(tx, draft, Outcome.DUPLICATE, standing_for, study)
         return replace(receipt, replaced=draft.object_id)
     alone = standing is None
     evicted = [row for row in versions if row[3] == InstanceState.EVICTED]
@@ -179,9 +185,24 @@ def _commit_one(tx: Transaction, draft: Draft) -> Receipt:
     return _take_new(tx, draft, Outcome.STORED if alone else Outcome.COMPARING, version)
 
 
+def _former(tx: Transaction, draft: Draft, standing: tuple[Any, ...] | None) -> InstanceId | None:
+    """What a correction was written anew of: under its own UID, else under another."""
+    if standing is not None:
+        return InstanceId(standing[0])
+    sql = "SELECT id FROM instance WHERE received_digest = ? AND state = 'stored'"
+    row = tx.first(sql, draft.arrival.corrects)
+    return None if row is None else InstanceId(row[0])
+
+
+def _corrections_of(tx: Transaction, received: Sequence[int]) -> list[tuple[int, int]]:
+    """Number and study of what stands for received versions now, whatever its UID."""
+    sql = "SELECT id, study FROM instance WHERE corrects = ? AND state = 'stored'"
+    return [(row[0], row[1]) for number in received for row in tx.rows(sql, number)]
+
+
 def _take_back(tx: Transaction, draft: Draft, row: tuple[Any, ...]) -> Receipt:
     """The same bytes as were evicted: kept again, and sent only where they have not arrived."""
-    number, study, series, _, former, _, _, _, length, _ = row
+    number, study, series, _, former, _, _, _, length = row
     move(tx, number, InstanceState.STORED, actor=draft.arrival.source)
     association = _association(tx, draft)
     _replace_object(tx, number, draft, association)
@@ -197,7 +218,7 @@ def _take_again(tx: Transaction, draft: Draft, row: tuple[Any, ...]) -> Receipt:
 
     What was fetched never takes the place of what a modality or a person brought.
     """
-    number, study, series, state, former, _, _, _, length, _ = row
+    number, study, series, state, former, _, _, _, length = row
     if not draft.arrival.origin.routed and _is_own(tx, number):
         receipt = _answer(tx, draft, Outcome.DUPLICATE, number, study)
         return replace(receipt, replaced=draft.object_id)
@@ -400,7 +421,7 @@ def accept_version(db: Database, number: InstanceId, *, actor: str) -> None:
 
 
 def stand_in(tx: Transaction, draft: Draft, former: Instance, *, actor: str) -> InstanceId:
-    """Let a correction stand for the UID of the instance it was written anew of; its row number.
+    """Let a correction stand for the instance it was written anew of; its row number.
 
     The received version is kept as superseded. Study and series take on what it says; what was
     due of the former and has not left is due of it.
@@ -409,12 +430,13 @@ def stand_in(tx: Transaction, draft: Draft, former: Instance, *, actor: str) -> 
     placing.rehome(tx, former.study, draft.attributes)
     study, series = placing.place(tx, draft)
     version = 1 + tx.number(
-        "SELECT MAX(version) FROM instance WHERE sop_instance_uid = ?", former.sop_instance_uid
+        "SELECT MAX(version) FROM instance WHERE sop_instance_uid = ?",
+        draft.arrival.sop_instance_uid,
     )
     placed: dict[str, int | None] = {"series": series, "study": study, "association": None}
     placed["corrects"] = former.corrects or former.id
     number = InstanceId(_insert(tx, draft, Outcome.STORED, version, placed))
-    placing.count(tx, study, series, 1, draft.byte_length)
+    placing.count(tx, study, series, 1, draft.byte_length, former.received_ms)
     placing.side(tx, series, draft.attributes)
     audit.record(
         tx,

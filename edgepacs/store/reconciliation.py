@@ -24,6 +24,7 @@ from edgepacs.model import (
 )
 from edgepacs.store import audit, deliveries, placing, routing, worklist
 from edgepacs.store.db import Database, Transaction
+from edgepacs.store.instances import OWN_NOTE
 from edgepacs.store.worklist import Entry, Held
 from edgepacs.telemetry import log, place_of
 
@@ -213,7 +214,7 @@ SELECT study_instance_uid, patient_name, patient_id, issuer, birth_date, sex, ac
      FROM series WHERE series.study = study.id ORDER BY 1) WHERE source IS NOT NULL) AS sources
 FROM study WHERE study.id = ?1 AND EXISTS (SELECT 1 FROM series JOIN instance
   ON instance.series = series.id WHERE series.study = ?1 AND state = 'stored'
-  AND origin IN {_ROUTED})"""  # noqa: S608  own words
+  AND origin IN {_ROUTED} AND NOT {OWN_NOTE})"""  # noqa: S608  own words
 
 
 def consider(tx: Transaction, study: StudyId) -> None:
@@ -223,6 +224,7 @@ def consider(tx: Transaction, study: StudyId) -> None:
     """
     said = next(iter(tx.records(_Study, _STUDY, study)), None)
     if said is None:
+        _nothing_left(tx, study)
         return
     known = within(tx, study)
     found_by, held = _order(tx, said, known)
@@ -244,6 +246,15 @@ def consider(tx: Transaction, study: StudyId) -> None:
         match = WorklistMatch.KEPT if kept else WorklistMatch.MISMATCHED
     words = f"entry {held.id} {found_by}; {' '.join(flags) or 'the same'}" if held else found_by
     _become(tx, study, said.worklist, match, words)
+
+
+def _nothing_left(tx: Transaction, study: StudyId) -> None:
+    """Where all of a study has been corrected into another, nobody is asked about it any more."""
+    sql = "UPDATE study SET worklist = 'none' WHERE id = ? AND worklist = 'mismatched'"
+    if tx.run(sql, study):
+        placing.unflag_study(tx, study, DIFFERS)
+        words = "nothing of it stands here any more"
+        audit.record(tx, actor=ACTOR, act="study none", kind="study", subject=study, detail=words)
 
 
 def _become(
@@ -466,6 +477,9 @@ def corrected(tx: Transaction, former: StudyId, study: StudyId, entry: EntryId, 
     now = within(tx, study)
     if now is not None and now.flags and not now.kept:
         keep(tx, study, actor=actor)
+    if former != study:  # what was handed over was held in the name of the former
+        selection = deliveries.Selection(study=study)
+        deliveries.release(tx, selection, actor=ACTOR, reasons=[HoldReason.ORDER])
 
 
 def _known(tx: Transaction, study: StudyId) -> Reconciliation:

@@ -18,9 +18,6 @@ from edgepacs.store.db import Database, Transaction
 from edgepacs.store.deliveries import Selection
 from edgepacs.store.instances import Instance
 
-KEY_OBJECTS = "1.2.840.10008.5.1.4.1.1.88.59"
-"""Key Object Selection Document Storage: the SOP class of rejection notes (PS3.4 B.5)."""
-
 FLAG = "rejection-note"  # of a study with instances that are rejected
 WORDS = "a rejection note names it"
 _AT_ONCE = 1000  # UIDs in one transaction

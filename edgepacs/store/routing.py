@@ -13,6 +13,7 @@ from typing import Any
 from edgepacs.clock import iso, wall_ms
 from edgepacs.errors import NotFound
 from edgepacs.model import (
+    KEY_OBJECTS,
     Arrival,
     Attributes,
     HoldReason,
@@ -51,8 +52,11 @@ class _Plan:
     def wanted(self, facts: rules.Facts) -> list[Wanted]:
         """What the rules want for an instance; never back to where it came from.
 
-        Of a study that differs from its order all is held until a person has decided.
+        Of a study that differs from its order all is held until a person has decided. A
+        rejection note made here goes only where what it names has gone.
         """
+        if facts["origin"] == Origin.LOCAL and facts["sop_class"] == KEY_OBJECTS:
+            return []
         found = self._wanted(facts)
         if facts["worklist"] != WorklistMatch.MISMATCHED:
             return found

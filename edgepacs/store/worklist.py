@@ -6,7 +6,6 @@ known to its source by a key. They are never deleted: what its source has no mor
 
 import re
 import secrets
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,6 +18,7 @@ from edgepacs.model import (
     EntryOrigin,
     EntryState,
     PrefetchReason,
+    new_uid,
     require_transition,
     uid,
 )
@@ -228,7 +228,7 @@ def put(
 
 def _new(name: str) -> str:
     if name == "study_instance_uid":
-        return f"2.25.{uuid.uuid4().int}"  # PS3.5 B.2
+        return new_uid()
     return ("P" if name == "procedure_id" else "S") + secrets.token_hex(6).upper()
 
 

@@ -7,7 +7,7 @@ from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.errors import InvalidValue, NotFound
-from edgepacs.model import ProofWanted, Role
+from edgepacs.model import CorrectionPolicy, ProofWanted, Role
 from edgepacs.store import commitments, destinations, ledger, terms, usage
 from edgepacs.store.destinations import LONG, SECRETS, SETTINGS, Destination
 from edgepacs.web import acting, gate
@@ -34,6 +34,7 @@ _GROUPS = (
     ("Address", ("transport", "ae_title", "host", "port", "url", "associations")),
     ("Proof of arrival", ("proof",)),
     ("Messages", ("mpps", "notify")),
+    ("When a study it has is corrected", ("correction", "adt")),
     ("Line", ("kbits", "daily_mib", "monthly_mib", "stat_mib", "hours", "least_priority")),
     (
         "Identity and encryption",
@@ -56,6 +57,8 @@ _WORDS = {
     "least_priority": ("Least priority", "what is less urgent waits for another line; 0: all goes"),
     "mpps": ("Told of procedure steps (MPPS)", "of what modalities report here"),
     "notify": ("Told when a study is there", "instance availability notification"),
+    "correction": ("It gets", ""),
+    "adt": ("HL7 ADT goes to", "mllps://pacs.example:2575"),
     "tls": ("Encryption of DICOM", ""),
     "authority": ("Trusted authority (PEM)", "empty: those this machine trusts"),
     "certificate": ("Our certificate (PEM)", "shown to the destination"),
@@ -70,6 +73,7 @@ _CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "notify": (("0", "no"), ("1", "yes")),
     "tls": (("0", "none"), ("1", "TLS")),
     "proof": tuple((str(one), f"{one}: {one.meaning}") for one in ProofWanted),
+    "correction": tuple((str(one), f"{one}: {one.meaning}") for one in CorrectionPolicy),
 }
 
 

@@ -382,11 +382,11 @@ def test_where_the_former_is_already_the_corrected_waits_for_a_person(store: Sto
     assert queued(store) == [
         ("sent", ""),
         ("superseded", ""),
-        ("held", "person"),
         ("queued", ""),
+        ("held", "person"),
     ]
     with store.db.read() as tx:
-        row = tx.first("SELECT destination, last_error FROM delivery WHERE id = 3")
+        row = tx.first("SELECT destination, last_error FROM delivery WHERE id = 4")
     assert row == (first, corrections.THERE)
 
 
