@@ -62,7 +62,7 @@ def request(  # noqa: PLR0913  who asks whom, for what, and how
     """
     proposal = _propose(calling, called, contexts, limits, identity)
     encoded = pdu.encode_associate_request(proposal)
-    sock = _connect(host, port, tls, connect_timeout)
+    sock = connected(host, port, tls, connect_timeout)
     line = Line(sock, limits)
     try:
         line.send(encoded)
@@ -133,9 +133,10 @@ def _common(contexts: Sequence[ProposedContext]) -> tuple[CommonExtendedNegotiat
     return tuple(CommonExtendedNegotiation(*entry) for entry in proposed.items())
 
 
-def _connect(
+def connected(
     host: str, port: int, tls: ssl.SSLContext | None, connect_timeout: float
 ) -> socket.socket:
+    """A connection to a peer, within TLS where a context is given; raises PeerUnreachable."""
     try:
         sock = socket.create_connection((host, port), connect_timeout)
     except OSError as error:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgepacs.custody.credentials import tls_context, user_identity
 from edgepacs.dimse import Association, Limits, NoContextAccepted, ProposedContext, request
 from edgepacs.dimse.contexts import VERIFICATION
 from edgepacs.errors import PeerError
 from edgepacs.forward.batch import Pair
-from edgepacs.forward.credentials import tls_context, user_identity
 from edgepacs.model import UID
 from edgepacs.store import Store
 from edgepacs.store.destinations import Destination

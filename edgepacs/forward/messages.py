@@ -82,7 +82,7 @@ class Messenger:
         if not self._carries or self.at_work or self._stop.is_set():
             return IDLE_SECONDS
         if not self._recovered:
-            dispatches.recover(self._db, self._id)
+            dispatches.recover(self._db, self._id, SOP_CLASSES)
             self._recovered = True
         due = dispatches.next_ms(self._db, self._id, SOP_CLASSES)
         if due is None:

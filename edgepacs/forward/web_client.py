@@ -27,9 +27,9 @@ from urllib.parse import quote, urlencode, urlsplit
 from xml.parsers import expat
 
 from edgepacs.clock import monotonic, wall_ms
+from edgepacs.custody.credentials import tls_context
 from edgepacs.dimse.guard import guard
 from edgepacs.errors import NotAdmitted, PeerBusy, PeerError, PeerRefused, PeerUnreachable
-from edgepacs.forward.credentials import tls_context
 from edgepacs.store.destinations import Destination
 
 DICOM_JSON: Final = "application/dicom+json"  # PS3.18 8.7.3

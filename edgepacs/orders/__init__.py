@@ -1,25 +1,29 @@
-"""Orders: where the worklist comes from, by HL7 v2 messages and from the central RIS."""
+"""Orders: where the worklist comes from, by HL7 v2 messages and from the central RIS.
+
+What HL7 messages this node sends goes from here as well.
+"""
 
 import threading
 from collections.abc import Callable
 
 from edgepacs.clock import wall_ms
-from edgepacs.store import Store, sources
+from edgepacs.store import Store, destinations, sources
 from edgepacs.telemetry import Doorbell
 
 _LOOK_SECONDS = 5.0  # how often the table of worklists upstream is looked at without a ring
+_TELL_SECONDS = 2.0  # how soon a message of ours goes
 _STEP_SECONDS = 0.2  # how soon an end is noticed
 _Work = Callable[[threading.Event], None]
 
 
 def run(store: Store, stop: threading.Event, ready: threading.Event | None = None) -> None:
-    """Take messages and ask worklists upstream until `stop`.
+    """Take messages, ask worklists upstream and tell destinations of patients until `stop`.
 
     `ready` is set once senders can connect, where any may. Raises ConfigurationError, and
     StorageFault when the storage device failed.
     """
     failures: list[BaseException] = []
-    works: list[_Work] = [lambda ended: _ask(store, ended)]
+    works: list[_Work] = [lambda ended: _ask(store, ended), lambda ended: _tell(store, ended)]
     hl7 = store.config.hl7
     if hl7.port or hl7.tls_port:
         works.append(_listening(store, ready or threading.Event()))
@@ -37,7 +41,7 @@ def run(store: Store, stop: threading.Event, ready: threading.Event | None = Non
 
 
 def _work(work: _Work, ended: threading.Event, failures: list[BaseException]) -> None:
-    """Do one work; when it is over, for whatever reason, so is the other."""
+    """Do one work; when it is over, for whatever reason, so are the others."""
     try:
         work(ended)
     except BaseException as error:  # noqa: BLE001  it is raised again by `run`
@@ -72,6 +76,20 @@ def _ask(store: Store, stop: threading.Event) -> None:
 
             upstream.ask_due(store, stop)
         bell.wait(_LOOK_SECONDS)
+
+
+def _tell(store: Store, stop: threading.Event) -> None:
+    """Tell destinations of patients that are called otherwise now, where any wants it."""
+    teller = None
+    while not stop.wait(_TELL_SECONDS) and store.vault.fault is None:
+        if teller is None and any(one.adt for one in destinations.every(store.db)):
+            from edgepacs.orders.sending import Teller  # noqa: PLC0415  with the parser
+
+            teller = Teller(store)
+        if teller is not None:
+            teller.turn()
+    if teller is not None:
+        teller.end()
 
 
 def _any_due(store: Store) -> bool:

@@ -70,7 +70,8 @@ def announce(
             "made_ms": wall_ms(),
         },
     )
-    dispatches.add(tx, DeliveryKind.HL7, made, destination)
+    # What is told of one study keeps its order.
+    dispatches.add(tx, DeliveryKind.HL7, made, destination, key=f"adt {study}")
     words = f"{trigger} to destination {destination}"
     audit.record(
         tx, actor=actor, act="announcement queued", kind="study", subject=study, detail=words

@@ -142,15 +142,15 @@ def _end(db: Database, destination: int, one: Dispatch, ended: Ended) -> None:
     claims.exchange(db, destination, ended=[ended])
 
 
-def recover(db: Database, destination: int) -> int:
-    """Queue again what a crash has left in `sending`, in doubt; how many.
+def recover(db: Database, destination: int, kinds: Collection[DeliveryKind]) -> int:
+    """Queue again what a crash has left of `kinds` in `sending`, in doubt; how many.
 
     The destination itself tells a message that comes twice: it need not be asked first.
     """
     with db.write() as tx:
         rows = tx.rows(
-            "SELECT id FROM delivery WHERE state = 'sending' AND destination = ? "
-            "AND kind != 'instance'",
+            "SELECT id FROM delivery WHERE state = 'sending' AND destination = ? "  # noqa: S608
+            f"AND {_among(kinds)}",
             destination,
         )
         for (number,) in rows:
@@ -234,11 +234,13 @@ def content(db: Database, one: Dispatch) -> Content:
         return tx.record(Content, "message: it is no longer here", _CONTENT[one.kind], one.subject)
 
 
-def add(tx: Transaction, kind: DeliveryKind, subject: int, destination: int) -> None:
-    """Queue a message that stands alone for one destination, unless it was."""
+def add(
+    tx: Transaction, kind: DeliveryKind, subject: int, destination: int, *, key: str = ""
+) -> None:
+    """Queue a message for one destination, unless it was; with a `key` after others of it."""
     now = wall_ms()
     tx.run(
-        "INSERT INTO delivery (kind, subject, destination, state, created_ms, changed_ms) "
-        "VALUES (?, ?, ?, 'queued', ?, ?) ON CONFLICT DO NOTHING",
-        *(kind, subject, destination, now, now),
+        "INSERT INTO delivery (kind, subject, destination, state, ordering_key, created_ms, "
+        "changed_ms) VALUES (?, ?, ?, 'queued', ?, ?, ?) ON CONFLICT DO NOTHING",
+        *(kind, subject, destination, key, now, now),
     )

@@ -13,9 +13,10 @@ from harness.shaper import Shaper
 from harness.waiting import until
 from store.making import add_destination, deliveries_of, states_of, take_in, take_in_part
 
+from edgepacs.custody import credentials
 from edgepacs.dimse.items import UserIdentity
 from edgepacs.errors import PeerRefused
-from edgepacs.forward import credentials, desk, dial, transport
+from edgepacs.forward import desk, dial, transport
 from edgepacs.forward.quirks import QUIRKS, quirk_of
 from edgepacs.forward.sender import echo_in_words
 from edgepacs.model import LinkState

@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 from orders.speaking import Hearing, Sender, hearing
+from store.making import opened_store
+
+from edgepacs.store import Store
 
 
 @pytest.fixture
@@ -17,3 +20,10 @@ def sender(node: Hearing) -> Iterator[Sender]:
     one = Sender(node.port)
     yield one
     one.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """The open store of a fresh node."""
+    with opened_store(tmp_path / "node") as one:
+        yield one
