@@ -140,7 +140,7 @@ class Mismatch(State):
     """In what a study differs from its order."""
 
     NAME = "name", "Patient's Name"
-    ID = "id", "Patient ID, or its issuer"
+    ID = "id", "Patient ID"
     BIRTH_DATE = "birth_date", "Patient's Birth Date"
     SEX = "sex", "Patient's Sex"
     ACCESSION = "accession", "Accession Number"

@@ -348,12 +348,14 @@ def _add_note(tx: Transaction, correction: Correction, note: Note, *, moved: boo
 def _hold_for_notes(tx: Transaction, study: StudyId, actor: str) -> None:
     """Nothing of a study goes before the notes that reject what was sent of it."""
     rows = tx.rows(
-        "SELECT DISTINCT destination FROM correction_note JOIN correction "
-        "ON correction.id = correction WHERE open = 1 AND result = ?",
+        "SELECT delivery.id FROM delivery WHERE delivery.study = ?1 AND delivery.state = 'queued' "
+        "AND kind = 'instance' AND destination IN (SELECT destination FROM correction_note "
+        "JOIN correction ON correction.id = correction WHERE open = 1 AND result = ?1) "
+        "AND subject NOT IN (SELECT instance FROM correction_note)",
         study,
     )
-    for (destination,) in rows:
-        selection = Selection(study=study, destination=destination)
+    if rows:
+        selection = Selection(study=study, among=tuple(row[0] for row in rows))
         deliveries.hold(tx, selection, actor=actor, reason=HoldReason.REJECTION)
 
 

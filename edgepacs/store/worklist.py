@@ -336,9 +336,14 @@ def of_order(tx: Transaction, accession_number: str) -> Sequence[Held]:
 
 
 def of_patient(tx: Transaction, patient_id: str, issuer: str) -> Sequence[Held]:
-    """The entries of a patient, of whatever state; none for ''."""
+    """The entries of a patient, of whatever state; none for ''.
+
+    A temporary ID is one of ours, whatever issuer others put beside it.
+    """
     if not patient_id:
         return []
+    if is_temporary(patient_id):
+        return _all(tx, "patient_id = ?", patient_id)
     return _all(tx, "patient_id = ? AND issuer = ?", patient_id, issuer)
 
 

@@ -17,6 +17,7 @@ from edgepacs.web import (
     account,
     delivery,
     gate,
+    history,
     imports,
     instance,
     lines,
@@ -66,6 +67,7 @@ def create_app(store: Store) -> Flask:
     app.extensions["edgepacs-told"] = {}  # what came of somebody's last act, said once
     app.url_map.converters["row"] = _RowNumber
     wording.install(app)
+    history.install(app)
     app.before_request(_begin)
     app.before_request(gate.admit)
     app.after_request(gate.protect)

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from flask import Blueprint, jsonify, redirect, render_template, request
+from flask import Blueprint, jsonify, make_response, redirect, render_template, request
 from flask import url_for as url
 from werkzeug.wrappers import Response as AnyResponse
 
 from edgepacs.custody import amendment
 from edgepacs.errors import Conflict, InvalidValue
 from edgepacs.model import CorrectionState, EntryId, EntryState, Role, StudyId
-from edgepacs.store import audit, corrections, reconciliation, studies, worklist
+from edgepacs.store import audit, corrections, policies, reconciliation, studies, worklist
 from edgepacs.store.db import Transaction
 from edgepacs.store.worklist import Criteria, Held
 from edgepacs.web import gate
@@ -25,7 +25,7 @@ _TEXT_MOST = 200
 @gate.open_to(Role.VIEWER)
 def page(number: StudyId) -> str:
     """Both sides, with what may be done about them."""
-    return _page(number, "")
+    return _page(number)
 
 
 @blueprint.post("/studies/<row:number>/order/find")
@@ -35,10 +35,10 @@ def find(number: StudyId) -> str:
 
     A form that is sent, not an address: the words may be a patient's name.
     """
-    return _page(number, request.form.get("text", "")[:_TEXT_MOST])
+    return _page(number, text=request.form.get("text", "")[:_TEXT_MOST])
 
 
-def _page(number: StudyId, text: str) -> str:
+def _page(number: StudyId, *, text: str = "", refusal: str = "") -> str:
     db = gate.store().db
     study = studies.study(db, number)
     made = corrections.of_study(db, number)
@@ -53,8 +53,13 @@ def _page(number: StudyId, text: str) -> str:
         held=held,
         offered=[one for one in offered if not held or one.id != held.id],
         sought=bool(text),
+        refusal=refusal,
+        plans=policies.planned(db, number) if found and found.flags else [],
         corrections=made,
         applied=next((one for one in made if one.state is CorrectionState.DONE), None),
+        moved=next(
+            (one.result for one in made if one.study == number != one.result and one.result), 0
+        ),
         waiting=any(one.state is CorrectionState.WAITING for one in made),
         history=audit.of_subject(db, "study", number)[: -_HISTORY - 1 : -1],
     )
@@ -115,18 +120,26 @@ _ACTS: Mapping[str, _Act] = {
 @gate.open_to(Role.TECHNOLOGIST)
 def act(number: StudyId) -> AnyResponse:
     """Apply the order, link another, keep the study as it is, or take one of these back."""
-    store, wanted = gate.store(), request.form.get("act", "")
-    if wanted == "revert":
-        _revert(number)
-    elif wanted in _ACTS:
-        with store.db.write() as tx:
-            _ACTS[wanted](tx, number, gate.caller().name)
-    else:
-        raise InvalidValue("act", f"must be one of {', '.join((*_ACTS, 'revert'))}")
-    store.ring("forward")
+    try:
+        _act(number, request.form.get("act", ""))
+    except Conflict as error:
+        if not gate.wants_page():
+            raise
+        return make_response(_page(number, refusal=str(error)), error.http_status)
+    gate.store().ring("forward")
     if gate.wants_page():
         return redirect(url("reconcile.page", number=number), 303)
     return as_json(number)
+
+
+def _act(number: StudyId, wanted: str) -> None:
+    if wanted == "revert":
+        _revert(number)
+    elif wanted in _ACTS:
+        with gate.store().db.write() as tx:
+            _ACTS[wanted](tx, number, gate.caller().name)
+    else:
+        raise InvalidValue("act", f"must be one of {', '.join((*_ACTS, 'revert'))}")
 
 
 def _revert(number: StudyId) -> None:

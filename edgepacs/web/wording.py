@@ -167,6 +167,7 @@ _LABELS_OF: Sequence[tuple[State, str]] = (
     (HoldReason.STUDY, "stopped with the study"),
     (HoldReason.PERSON, "held by a person"),
     (HoldReason.ORDER, "differs from its order"),
+    (HoldReason.REJECTION, "waits for the rejection note"),
     (LinkState.UNKNOWN, "Not tried yet"),
     (LinkState.UP, "Up"),
     (LinkState.DEGRADED, "Degraded"),
@@ -211,6 +212,7 @@ _FLAGS = {
     "two-patients": "Two patients",
     "conflict": "Conflicting versions",
     "order-mismatch": "Differs from its order",
+    "rejection-note": "Rejection note",
 }
 
 

@@ -186,11 +186,15 @@ def test_a_wrong_side_stays_in_its_study(store: Store) -> None:
     assert goes.SOPInstanceUID != "1.1"
     assert goes.SeriesInstanceUID != "1.2.3.2"
     note, _ = note_of(store, study)
-    assert ("held", "rejection") in [row[1:] for row in ledger(store, destination)]
+    assert ledger(store, destination)[1:] == [
+        (note.sop_instance_uid, "queued", ""),
+        (one.sop_instance_uid, "held", "rejection"),
+    ]
     assert studies.study(store.db, study).flags == ""
     sent(store, destination, note.sop_instance_uid)
     corrections.release_after_notes(store.db)
     assert ledger(store, destination)[-1] == (one.sop_instance_uid, "queued", "")
+    assert "held" not in [state for _, state, _ in ledger(store, destination)]
 
 
 def test_only_what_was_sent_is_rejected(store: Store) -> None:
