@@ -115,7 +115,7 @@ bench-growth: $(STAMPS)/test ## measure receiving with 200,000 instances in the 
 	@exec $(py) -m bench.growth
 
 .PHONY: bench-query
-bench-query: $(STAMPS)/test ## measure C-FIND over 50,000 studies, beside Orthanc
+bench-query: $(STAMPS)/test ## measure C-FIND over 50,000 studies, beside Orthanc and wlmscpfs
 	@tools/apt-need orthanc:Orthanc
 	@PATH="$$PATH:/usr/sbin:/sbin" PYTHONPATH=tests exec $(py) -m bench.query
 

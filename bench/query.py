@@ -1,14 +1,18 @@
-"""How fast queries are answered, beside Orthanc: `make bench-query`.
+"""How fast queries are answered, beside Orthanc and DCMTK's wlmscpfs: `make bench-query`.
 
 Studies of one instance each, made below the wire here and sent to Orthanc, which has no other way
-in; here a worklist as well. Every query has an association of its own, and is timed from the
-connection to the answer to its release. From the environment: STUDIES, here; ORTHANC, there, 0 to
-leave it out; QUERIES of each kind; OUT, a Markdown file.
+in; the same worklist here, as files for Orthanc's plugin and for wlmscpfs. Every query has an
+association of its own, and is timed from the connection to the answer to its release. From the
+environment: STUDIES, here; ORTHANC, there, 0 to leave the others out; QUERIES of each kind; OUT, a
+Markdown file.
 """
 
+import contextlib
 import os
 import secrets
+import socket
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.box import Box
+from harness.dcmtk import require
 from harness.orthanc import Orthanc
 from harness.part10 import EXPLICIT_LE
+from harness.waiting import free_port, until
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from store.making import element
 
 from bench import machine, report
@@ -48,7 +56,7 @@ _COLUMNS = (
     "matches",
     "median ms",
     "p95 ms",
-    "Orthanc : EdgePACS",
+    "times EdgePACS",
 )
 # What is asked to be returned, as a work station does.
 _RETURNED = (0x00080020, 0x00080030, 0x00080050, 0x00080061, 0x00081030, 0x00100010, 0x00100020)
@@ -159,7 +167,7 @@ class Kind:
 
 WORKLIST = Kind(
     "worklist, prefix of a name",
-    lambda n: {0x00100010: f"FAMILY{n % _ENTRIES // _HUNDRED:04}*"},
+    lambda n: {0x00100010: f"Family{n % _ENTRIES // _HUNDRED:04}*"},
     _HUNDRED,
     WORKLIST_AS_SCU,
 )
@@ -176,11 +184,70 @@ def two_days(number: int) -> str:
     return f"{day(first)}-{day(first + 1)}"
 
 
+_PLUGIN = "/usr/share/orthanc/plugins/libModalityWorklists.so"
+
+
 class _Asked(Orthanc):
-    """An Orthanc that answers whoever asks."""
+    """An Orthanc that answers whoever asks, with the worklist files in a folder."""
 
     def _configuration(self) -> dict[str, Any]:
-        return {**super()._configuration(), "DicomAlwaysAllowFind": True}
+        return {
+            **super()._configuration(),
+            "DicomAlwaysAllowFind": True,
+            "DicomAlwaysAllowFindWorklist": True,
+            "Worklists": {"Enable": True, "Database": str(self.directory.parent / "lists" / "WL")},
+        }
+
+
+@contextlib.contextmanager
+def wlmscpfs(folder: Path) -> Iterator["Server"]:
+    """DCMTK's worklist server over the files in a folder."""
+    port = free_port()
+    with (folder / "wlmscpfs.log").open("wb") as log:
+        process = subprocess.Popen(
+            [require("wlmscpfs"), "-dfp", str(folder / "lists"), str(port)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "TCP_NODELAY": "1"},
+        )
+        try:
+            until(lambda: listens(port), "wlmscpfs listens")
+            yield Server("wlmscpfs", port, "WL", 0)
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def listens(port: int) -> bool:
+    """Whether anything takes connections on a port of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def worklist_files(folder: Path) -> None:
+    """The entries as DICOM worklist files."""
+    folder.mkdir(parents=True)
+    (folder / "lockfile").touch()
+    for number in range(_ENTRIES):
+        one, said = Dataset(), entry(number)
+        one.SOPClassUID = "1.2.840.10008.5.1.4.31"
+        one.SOPInstanceUID = one.StudyInstanceUID = f"{Study(number).uid}.9"
+        one.AccessionNumber, one.PatientID = said.accession_number, said.patient.patient_id
+        one.PatientName, one.PatientSex = said.patient.name, said.patient.sex
+        one.PatientBirthDate = said.patient.birth_date
+        one.RequestedProcedureDescription = said.procedure_description
+        one.RequestedProcedureID = f"RP{number}"
+        step = Dataset()
+        step.Modality, step.ScheduledStationAETitle = said.modality, said.station_ae
+        step.ScheduledProcedureStepStartDate = said.start_date
+        step.ScheduledProcedureStepStartTime = said.start_time
+        step.ScheduledProcedureStepDescription = said.procedure_description
+        step.ScheduledProcedureStepID = f"S{number}"
+        one.ScheduledProcedureStepSequence = [step]
+        one.file_meta = FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        one.save_as(folder / f"{number:04}.wl", enforce_file_format=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +287,8 @@ class Server:
 
     def times(self, kind: Kind, queries: int) -> list[float]:
         """Milliseconds of so many queries, each for something else; some before, to warm up."""
-        numbers = [at * 7919 % self.studies for at in range(-10, queries)]
+        among = _ENTRIES if kind is WORKLIST else self.studies
+        numbers = [at * 7919 % among for at in range(-10, queries)]
         return [1000 * self.ask(kind, number) for number in numbers][10:]
 
 
@@ -285,9 +353,9 @@ def edgepacs(folder: Path, studies: int) -> tuple[Box, Server]:
 
 
 def rows(servers: Sequence[Server], queries: int) -> Iterator[list[str]]:
-    """What each server took for each kind, in turns."""
+    """What each server took for each kind, in turns; one without studies has a worklist alone."""
     for kind in (*KINDS, WORKLIST):
-        asked = servers[:1] if kind is WORKLIST else servers  # Orthanc's is a plugin
+        asked = [one for one in servers if one.studies or kind is WORKLIST]
         taken = {server.name: server.times(kind, queries) for server in asked}
         ours = statistics.median(next(iter(taken.values())))
         for server in asked:
@@ -311,17 +379,19 @@ def main() -> None:
     studies = int(os.environ.get("STUDIES") or 50_000)
     theirs = int(os.environ.get("ORTHANC") or 20_000)
     queries = int(os.environ.get("QUERIES") or 200)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as ending:
         folder = Path(directory)
         machine.require_disk(folder, _ROOM)
         box, ours = edgepacs(folder, studies)
-        orthanc = _Asked(folder / "orthanc")
+        worklist_files(folder / "lists" / "WL")
+        orthanc = _Asked(folder / "orthanc", plugins=[_PLUGIN])
         try:
             servers = [ours]
             if theirs:
                 orthanc.start()
                 servers.append(Server("Orthanc", orthanc.port, orthanc.ae_title, theirs))
                 fill_orthanc(servers[1])
+                servers.append(ending.enter_context(wlmscpfs(folder)))
             table = report.table(_COLUMNS, rows(servers, queries))
         finally:
             orthanc.stop()
