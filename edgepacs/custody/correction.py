@@ -1,6 +1,6 @@
 """Corrections: an instance written anew with its order's attributes, its pixel data untouched.
 
-What was there before stands in the Original Attributes Sequence (PS3.3 C.12.1.1.9.1). Attributes
+What was there before stands in the Original Attributes Sequence (PS3.3 C.12.1). Attributes
 pass as bytes; only those that change are written anew, and all text where the character set has
 to change for them. Always made of what was received, never of an earlier correction.
 """
@@ -86,7 +86,7 @@ class Correction:
 
     `uids` are new UIDs by those they stand for; none where UIDs are kept. `system` is this node's
     name, `at_ms` when it was decided. `reason` is CORRECT for values that were wrong, COERCE for
-    such as only differ (PS3.3 C.12.1.1.9.1).
+    such as only differ (PS3.3 C.12.1).
     """
 
     entry: Entry
@@ -292,7 +292,7 @@ class _Head:
     def _what_was(
         self, before: bytes, source: str, wanted: Correction, encode: Callable[[str], bytes]
     ) -> bytes:
-        """An item of the Original Attributes Sequence (PS3.3 C.12.1, table C.12-1)."""
+        """An item of the Original Attributes Sequence (PS3.3 table C.12-1)."""
         at = datetime.fromtimestamp(wanted.at_ms / 1000, UTC).strftime("%Y%m%d%H%M%S.%f+0000")
         parts = [
             self._sequence(0x04000550, [before]),
