@@ -323,13 +323,15 @@ class _Proof:
         self._ring = ring
         self._next = 0.0  # monotonic
         self._thread: threading.Thread | None = None
+        self._busy = False  # until it rings: the thread itself outlives that by a moment
 
     def turn(self) -> float:
         """Begin one when it is time; seconds until the next."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._busy:
             return IDLE_SECONDS
         left = min(self._next - monotonic(), self._gear.prover.due_in())
         if left <= 0:
+            self._busy = True
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
             return IDLE_SECONDS
@@ -357,4 +359,5 @@ class _Proof:
             wait = IDLE_SECONDS
         finally:
             self._next = monotonic() + wait
+            self._busy = False
             self._ring()

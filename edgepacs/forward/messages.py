@@ -71,11 +71,12 @@ class Messenger:
         self._stop = threading.Event()
         self._association: Association | None = None
         self._thread: threading.Thread | None = None
+        self._busy = False  # until it rings: the thread itself outlives that by a moment
 
     @property
     def at_work(self) -> bool:
         """Whether a turn is under way."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._busy
 
     def turn(self) -> float:
         """Begin to tell what is due, when it is time; seconds until there may be more."""
@@ -93,6 +94,7 @@ class Messenger:
         closed = self._gear.pace.closed_for(0)
         if closed is not None:
             return min(closed.seconds, IDLE_SECONDS)
+        self._busy = True
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return IDLE_SECONDS
@@ -128,6 +130,7 @@ class Messenger:
         finally:
             self._association = None
             self._not_before = monotonic() + wait
+            self._busy = False
             self._ring()
 
     def _tell_all(self) -> None:

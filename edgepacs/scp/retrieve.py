@@ -221,6 +221,10 @@ class _Retrieval:
             response = self._deliver(at)
         except PeerError:
             raise
+        except StorageFault as fault:
+            self._store.vault.condemn(fault)
+            self._count_failure(one, str(fault))
+            return
         except EdgePacsError as error:
             self._count_failure(one, str(error))
             return

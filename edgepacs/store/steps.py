@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from edgepacs.clock import wall_ms
-from edgepacs.errors import Conflict, NotFound
+from edgepacs.errors import Conflict, LimitExceeded, NotFound
 from edgepacs.model import (
     ENTRY_TRANSITIONS,
     STEP_TRANSITIONS,
@@ -113,6 +113,10 @@ class Step:
 _STEP = ", ".join(f"step.{name}" for name in Step.__slots__)
 
 
+MESSAGES_MOST = 1000  # of one step; a modality says something of each series
+BYTES_MOST = 64 << 20  # of all messages of one step
+_SAID = "SELECT COUNT(*), COALESCE(SUM(LENGTH(body)), 0) FROM step_message WHERE step = ?"
+
 # --- what is told ------------------------------------------------------------------------------
 
 
@@ -146,12 +150,16 @@ def create(tx: Transaction, number: UID, told: Told, received: Received, *, sour
 def change(tx: Transaction, number: UID, told: Told, received: Received, *, source: str) -> int:
     """Take in an N-SET of a step; its row.
 
-    Raises NotFound, and Conflict where the step is completed or discontinued: nothing more may
-    be said of it (PS3.4 F.7.2.2.3).
+    Raises NotFound; Conflict where the step is completed or discontinued: nothing more may be said
+    of it (PS3.4 F.7.2.2.3); LimitExceeded where too much has been said of it.
     """
     step = by_uid(tx, number)
     if step is None:
         raise NotFound("performed procedure step: it is not known")
+    said, octets = tx.first(_SAID, step.id) or (0, 0)
+    if said >= MESSAGES_MOST or octets + len(received.body) > BYTES_MOST:
+        words = f"more than {MESSAGES_MOST} messages or {BYTES_MOST >> 20} MiB of one step"
+        raise LimitExceeded(f"performed procedure step: {words}")
     if not STEP_TRANSITIONS[step.state]:
         raise Conflict("performed procedure step: it may no longer be updated")
     new = told.state or step.state

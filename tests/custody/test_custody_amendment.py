@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from harness import made
@@ -11,6 +12,7 @@ from pydicom.dataset import Dataset
 from store.making import add_destination, deliveries_of, objects, take_in_part
 from store.ordering import CT_OF_DOE, DOE, UID_OF_ORDER, found, image, match, order
 
+from edgepacs.clock import wall_ms
 from edgepacs.custody import amendment, ingest, restore
 from edgepacs.custody.outgoing import outgoing
 from edgepacs.errors import Conflict, EdgePacsError, NoRoom
@@ -18,6 +20,7 @@ from edgepacs.model import (
     Arrival,
     CorrectionState,
     DeliveryState,
+    EntryState,
     InstanceState,
     Mismatch,
     Outcome,
@@ -30,6 +33,7 @@ from edgepacs.store import (
     claims,
     corrections,
     fsck,
+    hours,
     instances,
     rebuild,
     reconciliation,
@@ -40,7 +44,7 @@ from edgepacs.store.corrections import Correction
 from edgepacs.store.instances import Instance
 from edgepacs.store.worklist import Patient
 from edgepacs.upkeep import comparison
-from edgepacs.upkeep.matching import reconcile
+from edgepacs.upkeep.matching import PAST_DAYS, reconcile, retire_past
 
 WRONG = {"PatientID": "P2", "PatientName": "Roe^Rich", "PatientSex": "M"}
 S, W = CorrectionState, WorklistMatch
@@ -418,3 +422,16 @@ def test_carried_out_by_two_processes_it_is_done_once(store: Store) -> None:
     assert [one.state for one in corrections.of_study(store.db, study)] == [S.DONE]
     assert versions(store, "1.1") == ["superseded", "stored"]
     assert fsck.check(store).sound
+
+
+def test_what_is_long_past_is_offered_no_more(store: Store) -> None:
+    today = hours.day_of(wall_ms() / 1000)
+    days = [today - timedelta(days=PAST_DAYS + more) for more in (-1, 1)]
+    numbers = [
+        order(store, key=day, study_instance_uid=f"1.9.{day}", start_date=day)
+        for day in (f"{one:%Y%m%d}" for one in days)
+    ]
+    assert retire_past(store) == 1
+    with store.db.read() as tx:
+        states = [worklist.entry(tx, number).state for number in numbers]
+    assert states == [EntryState.SCHEDULED, EntryState.RETIRED]

@@ -203,6 +203,15 @@ def test_a_step_that_lacks_what_it_needs_is_refused(
     assert steps.listed(node.store.db) == []
 
 
+def test_of_one_step_only_so_much_is_told(node: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "MESSAGES_MOST", 3)
+    between = item(PerformedProcedureStepDescription="CT of the chest")
+    with modality(node) as association:
+        association.send_n_create(begun(), MPPS, STEP)
+        answers = [association.send_n_set(between, MPPS, STEP)[0].Status for _ in range(3)]
+    assert answers == [0x0000, 0x0000, 0x0213]  # resource limitation (PS3.7 C.5.26)
+
+
 def test_a_step_told_twice_is_a_duplicate(node: Serving) -> None:
     with modality(node) as association:
         association.send_n_create(begun(), MPPS, STEP)
