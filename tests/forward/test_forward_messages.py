@@ -411,7 +411,7 @@ def test_a_claimed_message_is_named_by_its_attempt(store: Store, ris: Ris) -> No
     assert dispatches.claim(store.db, number, [DeliveryKind.MPPS]) is None  # the next waits for it
     assert [a.ended_ms for a in ledger.attempts(store.db, one.id)] == [None]
     assert not one.doubtful
-    assert dispatches.recover(store.db, number) == 1
+    assert dispatches.recover(store.db, number, [DeliveryKind.MPPS]) == 1
     again = dispatches.claim(store.db, number, [DeliveryKind.MPPS])
     assert again is not None
     assert (again.id, again.attempts, again.doubtful) == (one.id, 2, True)
