@@ -122,14 +122,21 @@ def ask(tx: Transaction, study: StudyId, *, actor: str) -> int:
     return number
 
 
+_DUE = (
+    "FROM instance JOIN series ON series.id = instance.series WHERE series.study = ? "
+    "AND state = 'stored' AND origin IN ('modality', 'import', 'local') "
+    f"AND NOT {instances.OWN_NOTE}"
+)
+
+
 def due(tx: Transaction, study: StudyId) -> list[Instance]:
     """The instances of a study that were brought here and stand; in the order of arrival."""
-    sql = (
-        f"SELECT {_INSTANCE} FROM instance JOIN series ON series.id = instance.series "  # noqa: S608
-        "WHERE series.study = ? AND state = 'stored' AND origin IN ('modality', 'import', 'local') "
-        f"AND NOT {instances.OWN_NOTE} ORDER BY instance.id"
-    )
-    return tx.records(Instance, sql, study)
+    return tx.records(Instance, f"SELECT {_INSTANCE} {_DUE} ORDER BY instance.id", study)
+
+
+def is_any_due(tx: Transaction, study: StudyId) -> bool:
+    """Whether there is anything of a study that could be corrected."""
+    return tx.first(f"SELECT 1 {_DUE} LIMIT 1", study) is not None
 
 
 class Uids(NamedTuple):

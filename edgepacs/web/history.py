@@ -8,7 +8,7 @@ from edgepacs.model import CorrectionPolicy, Mismatch
 from edgepacs.store.announcing import Trigger
 from edgepacs.store.audit import AuditRecord
 from edgepacs.store.policies import Plan
-from edgepacs.web.wording import visible
+from edgepacs.web.wording import counted, visible
 
 _ACTS = {
     "study matched": "Says what its order says",
@@ -39,6 +39,7 @@ _ACTS = {
 }
 _WITH_WORDS = ("correction failed",)  # their details are written for people
 _FLAGS = {str(one): one.meaning for one in Mismatch}
+_ITSELF = ("worklist", "upkeep", "forward", "ingest")
 _COUNT = re.compile(r"(\d+) (?:instances|from)\b")
 
 
@@ -51,7 +52,12 @@ def told(record: AuditRecord) -> str:
     if flags and record.act in ("study mismatched", "study kept", "correction asked for"):
         return f"{what}: {', '.join(flags)}"
     count = _COUNT.match(record.detail)
-    return f"{what} ({count[1]})" if count else what
+    return f"{what} ({counted(int(count[1]), 'instance')})" if count else what
+
+
+def who(actor: str) -> str:
+    """Whoever acted; the node itself where nobody did."""
+    return "EdgePACS" if actor in _ITSELF else visible(actor)
 
 
 def consequence(plan: Plan) -> str:
@@ -68,4 +74,5 @@ def consequence(plan: Plan) -> str:
 def install(app: Flask) -> None:
     """Make these words known to the templates."""
     app.add_template_filter(told)
+    app.add_template_filter(who)
     app.add_template_filter(consequence)

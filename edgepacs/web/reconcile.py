@@ -46,6 +46,7 @@ def _page(number: StudyId, *, text: str = "", refusal: str = "") -> str:
     with db.read() as tx:
         held = worklist.entry(tx, found.entry) if found and found.entry else None
         offered = _offered(tx, study, text)
+        gone = not corrections.is_any_due(tx, number)
     return render_template(
         "reconcile.html",
         study=study,
@@ -54,6 +55,7 @@ def _page(number: StudyId, *, text: str = "", refusal: str = "") -> str:
         offered=[one for one in offered if not held or one.id != held.id],
         sought=bool(text),
         refusal=refusal,
+        gone=gone,
         plans=policies.planned(db, number) if found and found.flags else [],
         corrections=made,
         applied=next((one for one in made if one.state is CorrectionState.DONE), None),
