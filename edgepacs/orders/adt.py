@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from edgepacs.model import DeliveryState
 from edgepacs.orders.content import bare, content, header
-from edgepacs.orders.faults import Refusal
+from edgepacs.orders.faults import Problem, Refusal
 from edgepacs.orders.paths import text_of
 from edgepacs.store.announcing import Announcement, Trigger
 from edgepacs.store.worklist import Patient
@@ -22,8 +22,8 @@ _GROUPS = ("A", "I", "P")  # HL7 table 0465: alphabetic, ideographic, phonetic
 _SEXES = ("M", "F", "O")  # HL7 table 0001
 _KEPT = {"AA", "CA"}  # HL7 table 0008
 _REFUSED = {"AE", "AR", "CE", "CR"}
-_CODE = re.compile(r"[0-9]{1,6}")
-_PLACE = re.compile(r"[A-Z][A-Z0-9]{2}(\^[0-9]{0,4}){0,5}")
+_CODES = frozenset(str(int(one)) for one in Problem)
+_PLACE = re.compile(r"(MSH|EVN|PID|MRG|PV1)(\^[0-9]{0,2}){0,5}")  # of what we send
 
 
 def message(one: Announcement, *, title: str, receiver: str) -> bytes:
@@ -97,7 +97,8 @@ def judged(answer: bytes, expected: str) -> tuple[DeliveryState, str]:
         return DeliveryState.SENT, f"acknowledged ({code})"
     if code not in _REFUSED:
         return queued, "its answer is no acknowledgement"
-    known = [one for one in (*numbers[:1], *places[:1]) if _CODE.fullmatch(one) or _is_place(one)]
+    known = [one for one in numbers[:1] if one in _CODES]
+    known += [one for one in places[:1] if _is_place(one)]
     return DeliveryState.FAILED, f"the destination answered {' '.join([code, *known])}"
 
 

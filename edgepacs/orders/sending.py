@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from edgepacs.clock import wall_ms
+from edgepacs.clock import monotonic, wall_ms
 from edgepacs.custody.credentials import tls_context
 from edgepacs.dimse.requestor import connected
 from edgepacs.errors import (
@@ -44,6 +44,7 @@ class Teller:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._recovered: set[int] = set()
+        self._not_before: dict[int, float] = {}  # monotonic
         self._threads: dict[int, threading.Thread] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._stop = threading.Event()
@@ -53,6 +54,8 @@ class Teller:
         for one in destinations.every(self._store.db):
             known = self._threads.get(one.id)
             if not one.adt or (known is not None and known.is_alive()):
+                continue
+            if monotonic() < self._not_before.get(one.id, 0.0):
                 continue
             if one.id not in self._recovered:
                 dispatches.recover(self._store.db, one.id, KINDS)
@@ -72,32 +75,43 @@ class Teller:
             thread.join(_GRACE_SECONDS)
 
     def _run(self, destination: Destination) -> None:
+        """Nothing is claimed before there is a connection: an outage costs no attempts."""
         try:
-            while not self._stop.is_set():
-                one = dispatches.claim(self._store.db, destination.id, KINDS)
-                if one is None:
-                    return
-                failpoint("announcement.claimed")
-                if not self._tell(destination, one):
-                    return
+            with self._connection(destination) as connection:
+                framed = Framed(connection, _BOUNDS)
+                while not self._stop.is_set() and self._tell_one(destination, framed):
+                    pass
+        except (PeerError, NotAdmitted) as error:
+            until_ms = wall_ms() + RETRY_FIRST_MS
+            words = str(error)
+            dispatches.put_off(self._store.db, destination.id, DeliveryKind.HL7, words, until_ms)
         except StorageFault as fault:
             self._store.vault.condemn(fault)
         except EdgePacsError as error:  # no room, or the index is in use
             log.warning("destination %d: %s", destination.id, error)
-            self._recovered.discard(destination.id)  # what is still in `sending` is said again
+            self._begin_anew(destination)
         except Exception as error:  # noqa: BLE001  one destination never stops the others
             log.error("destination %d: %s", destination.id, place_of(error))
+            self._begin_anew(destination)
 
-    def _tell(self, destination: Destination, one: Dispatch) -> bool:
-        """Say one message and write down what came of it; whether the next may go at once."""
+    def _begin_anew(self, destination: Destination) -> None:
+        """After a fault of our own: what it has left in `sending` is said again, a while later."""
+        self._recovered.discard(destination.id)
+        self._not_before[destination.id] = monotonic() + RETRY_FIRST_MS / 1000
+
+    def _tell_one(self, destination: Destination, framed: Framed) -> bool:
+        """Say the next message and write down what came of it; whether another may go at once."""
+        one = dispatches.claim(self._store.db, destination.id, KINDS)
+        if one is None:
+            return False
+        failpoint("announcement.claimed")
         try:
-            state, words = self._said(destination, one)
+            state, words = self._said(destination, framed, one)
         except NotFound as error:
             state, words = DeliveryState.FAILED, str(error)
-        except (PeerError, LimitExceeded, NotAdmitted, OSError) as error:
-            said = str(error) if isinstance(error, EdgePacsError) else _words(error)
+        except (LimitExceeded, OSError) as error:
+            words = f"the line broke: {_words(error)}"
             again = wall_ms() + _delay_ms(one.breaks)
-            words = f"the line broke: {said}"
             dispatches.broke(self._store.db, destination.id, one, words, again_ms=again)
             return False
         failpoint("announcement.told")
@@ -106,15 +120,15 @@ class Teller:
         dispatches.finish(self._store.db, destination.id, one, state, words, again_ms=again)
         return not waits
 
-    def _said(self, destination: Destination, one: Dispatch) -> tuple[DeliveryState, str]:
+    def _said(
+        self, destination: Destination, framed: Framed, one: Dispatch
+    ) -> tuple[DeliveryState, str]:
         found = announcing.announcement(self._store.db, one.subject)
         title = self._store.config.node.ae_title
-        with self._connection(destination) as connection:
-            framed = Framed(connection, _BOUNDS)
-            framed.answer(adt.message(found, title=title, receiver=destination.name))
-            answer = framed.message()
+        framed.answer(adt.message(found, title=title, receiver=destination.name))
+        answer = framed.message()
         if answer is None:
-            return DeliveryState.QUEUED, "it closed the connection without an answer"
+            raise ConnectionError
         return adt.judged(answer, adt.control_id(found))
 
     @contextlib.contextmanager
@@ -132,7 +146,9 @@ class Teller:
             self._sockets.pop(destination.id, None)
 
 
-def _words(error: OSError) -> str:
+def _words(error: LimitExceeded | OSError) -> str:
+    if isinstance(error, LimitExceeded):
+        return str(error)
     return "no answer in time" if isinstance(error, TimeoutError) else "the connection ended"
 
 

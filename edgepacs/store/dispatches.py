@@ -176,15 +176,6 @@ def put_off(db: Database, destination: int, kind: DeliveryKind, words: str, unti
         )
 
 
-def queued(db: Database, destination: int) -> int:
-    """How many messages wait for a destination."""
-    with db.read() as tx:
-        return tx.number(
-            f"SELECT COUNT(*) FROM {_MESSAGES} WHERE {_QUEUED} AND destination = ?",  # noqa: S608
-            destination,
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """One message that has not arrived."""

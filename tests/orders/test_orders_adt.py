@@ -177,6 +177,7 @@ ACK = "MSH|^~\\&|C||E||20261124||ACK|1|P|2.5.1\rMSA|{}|7|{}\r"
             "failed",
             "the destination answered AE",
         ),
+        (ACK.format("AE", "") + "ERR||DOE|4711\r", "failed", "the destination answered AE"),
         (ACK.format("AA", "").replace("|7|", "|8|"), "queued", "it acknowledged another message"),
         (ACK.format("XX", ""), "queued", "its answer is no acknowledgement"),
         ("MSH|^~\\&|C\r", "queued", "its answer is no acknowledgement"),
@@ -211,6 +212,8 @@ def test_an_outage_costs_nothing_but_time(store: Store) -> None:
         with adt_server(port) as centre:
             until(all_are(store, "sent"), "it is told")
             assert len(centre.heard) == 1
+    with store.db.read() as tx:
+        assert tx.number("SELECT attempts FROM delivery WHERE kind = 'hl7'") == 1
 
 
 @pytest.mark.parametrize("said", [HANG_UP, SILENCE, "nonsense\r"])
