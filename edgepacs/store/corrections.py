@@ -309,7 +309,10 @@ INSERT INTO delivery (kind, subject, study, destination, state, hold_reason, las
                       send_as, created_ms, changed_ms)
 SELECT kind, ?2, (SELECT study FROM instance WHERE id = ?2), destination, ?4, ?5, ?6, priority,
        send_as, ?7, ?7
-FROM delivery WHERE kind = 'instance' AND subject = ?1 AND destination = ?3 AND state IN {LEFT}
+FROM delivery WHERE kind = 'instance' AND destination = ?3 AND state IN {LEFT}
+  AND subject IN (SELECT version.id FROM instance JOIN instance AS version USING (sop_instance_uid)
+                  WHERE instance.id = ?1)
+ORDER BY id DESC LIMIT 1
 ON CONFLICT DO NOTHING"""  # noqa: S608  own words
 
 
@@ -373,12 +376,19 @@ def release_after_notes(db: Database) -> int:
             return 0
     with db.write() as tx:
         arrived = tx.rows(_ARRIVED)
-        for correction, destination, result in arrived:
+        for correction, destination, _ in arrived:
             _close_note(tx, correction, destination)
-            selection = Selection(study=result, destination=destination)
-            reasons = [HoldReason.REJECTION]
-            deliveries.release(tx, selection, actor="upkeep", reasons=reasons)
+        for _, destination, result in arrived:
+            if tx.first(_STILL_OPEN, result, destination) is None:
+                selection = Selection(study=result, destination=destination)
+                reasons = [HoldReason.REJECTION]
+                deliveries.release(tx, selection, actor="upkeep", reasons=reasons)
     return len(arrived)
+
+
+_STILL_OPEN = """
+SELECT 1 FROM correction_note JOIN correction ON correction.id = correction
+WHERE open = 1 AND result = ? AND correction_note.destination = ?"""
 
 
 _ARRIVED = """

@@ -56,13 +56,16 @@ def within(tx: Transaction, study: StudyId) -> list[Plan]:
     ]
 
 
+# A destination has an instance where any version of it has left: told by ADT it keeps what it has.
 _THERE = f"""
 SELECT destination.id, destination.name, destination.correction, instance.id
 FROM series JOIN instance ON instance.series = series.id AND instance.state = 'stored'
-JOIN delivery ON delivery.kind = 'instance' AND delivery.subject = instance.id
+JOIN instance AS version ON version.sop_instance_uid = instance.sop_instance_uid
+JOIN delivery ON delivery.kind = 'instance' AND delivery.subject = version.id
   AND delivery.state IN {LEFT}
 JOIN destination ON destination.id = delivery.destination
 WHERE series.study = ? AND instance.origin IN ('modality', 'import', 'local') AND NOT {OWN_NOTE}
+GROUP BY destination.id, instance.id
 ORDER BY destination.name, instance.id"""  # noqa: S608  own words
 
 

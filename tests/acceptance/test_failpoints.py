@@ -144,6 +144,7 @@ _SCENES: dict[str, Scene] = {
 
 # Whose processes are killed with what they were at in tests of their own.
 _ELSEWHERE = {
+    "announcement": "orders/test_orders_adt.py",
     "compress": "upkeep/test_upkeep_crew.py",
     "hl7": "orders/test_orders_oracle.py",
     "message": "forward/test_forward_messages.py",

@@ -15,6 +15,7 @@ from edgepacs.model import (
     Arrival,
     CorrectionPolicy,
     CorrectionState,
+    EntryId,
     Kept,
     Outcome,
     StudyId,
@@ -81,14 +82,24 @@ def standing_in(store: Store, study: StudyId) -> list[instances.Instance]:
         return corrections.due(tx, study)
 
 
-def note_of(store: Store, study: StudyId) -> tuple[instances.Instance, Dataset]:
-    """The one rejection note of a study, decoded."""
+def waiting_for_notes(store: Store, destination: int) -> int:
+    return [why for _, _, why in ledger(store, destination)].count("rejection")
+
+
+def notes_in(store: Store, study: StudyId) -> list[instances.Instance]:
+    """The rejection notes that stand in a study, in the order they were made."""
     with store.db.read() as tx:
-        (row,) = tx.rows(
-            "SELECT id FROM instance WHERE study = ? AND sop_class_uid = ? AND state = 'stored'",
+        numbers = tx.rows(
+            "SELECT id FROM instance WHERE study = ? AND sop_class_uid = ? AND state = 'stored' "
+            "ORDER BY id",
             *(study, KOS),
         )
-    one = instances.instance(store.db, row[0])
+    return [instances.instance(store.db, row[0]) for row in numbers]
+
+
+def note_of(store: Store, study: StudyId) -> tuple[instances.Instance, Dataset]:
+    """The one rejection note of a study, decoded."""
+    (one,) = notes_in(store, study)
     return one, decode(b"".join(restore.received_chunks(store, one)), one.received_syntax_uid)
 
 
@@ -312,6 +323,56 @@ def test_a_merge_that_came_late_is_passed_on(store: Store) -> None:
     )
 
 
+def renamed(store: Store, entry: EntryId, name: str) -> None:
+    """What is known of the order's patient changes, and its studies are looked at anew."""
+    with store.db.write() as tx:
+        held = worklist.entry(tx, entry).entry
+        patient = replace(held.patient, name=name)
+        worklist.change(tx, entry, replace(held, patient=patient), actor="RIS")
+    reconciliation.look(store.db)
+
+
+def test_what_changes_again_is_told_again(store: Store) -> None:
+    entry = order(store)
+    destination = pacs(store, P.ADT)
+    study = image(store, sop="1.1", PatientName="Deo^Jane").study_id
+    sent(store, destination)
+    done(store, study)
+    renamed(store, entry, "Poe^Jane")
+    (message,) = told(store, done(store, study))
+    assert (message.trigger, message.patient.name) == (Trigger.A08, "Poe^Jane")
+    renamed(store, entry, "Deo^Jane")  # as it was received
+    (message,) = told(store, done(store, study))
+    assert message.patient.name == "Deo^Jane"
+    assert [row for row in ledger(store, destination) if row[1] == "queued"] == [
+        ("hl7", "queued", "")
+    ] * 3
+    assert fsck.check(store).sound
+
+
+def test_after_adt_what_it_cannot_say_is_rejected(store: Store) -> None:
+    entry = order(store)
+    destination = pacs(store, P.ADT)
+    study = image(store, sop="1.1", PatientName="Deo^Jane", Laterality="L").study_id
+    sent(store, destination)
+    done(store, study)
+    with store.db.write() as tx:
+        held = worklist.entry(tx, entry).entry
+        worklist.change(tx, entry, replace(held, laterality="R"), actor="RIS")
+    reconciliation.look(store.db)
+    result = done(store, study).result
+    assert result is not None
+    (one,) = standing_in(store, result)
+    assert one.sop_instance_uid != "1.1"
+    note, said = note_of(store, study)
+    (series,) = said.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert [item.ReferencedSOPInstanceUID for item in series.ReferencedSOPSequence] == ["1.1"]
+    assert ledger(store, destination)[-2:] == [
+        (note.sop_instance_uid, "queued", ""),
+        (one.sop_instance_uid, "held", "rejection"),
+    ]
+
+
 def test_two_people_are_never_merged(store: Store) -> None:
     _, study = sent_before(store, P.ADT)
     assert [(one.policy, one.trigger) for one in policies.planned(store.db, study)] == [
@@ -351,6 +412,25 @@ def test_what_comes_late_joins_the_corrected_and_waits_for_the_note(store: Store
     goes = what_goes_out(store, "1.3")
     assert goes.StudyInstanceUID == str(studies.study(store.db, result).study_instance_uid)
     assert ledger(store, destination)[-1] == ("1.3", "held", "rejection")
+
+
+def test_corrected_instances_wait_for_every_note(store: Store) -> None:
+    order(store, laterality="R")
+    destination = pacs(store, P.REJECT)
+    study = image(store, sop="1.1", Laterality="L").study_id
+    sent(store, destination)
+    done(store, study)
+    (first,) = notes_in(store, study)
+    image(store, sop="1.2", SeriesInstanceUID="1.2.3.9", Laterality="L")
+    sent(store, destination, "1.2")
+    done(store, study)
+    _, second = notes_in(store, study)
+    sent(store, destination, first.sop_instance_uid)
+    assert corrections.release_after_notes(store.db) == 1
+    assert waiting_for_notes(store, destination) == 2
+    sent(store, destination, second.sop_instance_uid)
+    assert corrections.release_after_notes(store.db) == 1
+    assert waiting_for_notes(store, destination) == 0
 
 
 def test_sent_once_more_it_is_what_was_corrected(store: Store) -> None:

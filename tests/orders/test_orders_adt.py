@@ -1,5 +1,6 @@
 """ADT messages of our own: what they say, and how they get there."""
 
+import signal
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -9,14 +10,16 @@ from pathlib import Path
 import hl7
 import pytest
 from harness.adt_server import HANG_UP, SILENCE, AdtServer, adt_server
+from harness.box import Box
 from harness.waiting import free_port, stays, until
+from powercut.node import Node
 from store.making import add_destination
 from store.ordering import image, order
 
-from edgepacs import orders
+from edgepacs import config, orders
 from edgepacs.model import DeliveryState
 from edgepacs.orders import adt, sending
-from edgepacs.store import Store, announcing, corrections, destinations, dispatches
+from edgepacs.store import Store, announcing, corrections, destinations, dispatches, opened
 from edgepacs.store.announcing import Announcement, Trigger
 from edgepacs.store.certificate import create
 from edgepacs.store.worklist import Patient
@@ -279,3 +282,19 @@ def test_over_tls_only_to_whom_is_trusted(store: Store, tmp_path: Path) -> None:
                 said = {"authority": certificate.read_text()}
                 destinations.change(tx, "pacs", said, actor="test")
             until(all_are(store, "sent"), "it is told")
+
+
+@pytest.mark.parametrize("point", ["announcement.claimed", "announcement.told"])
+def test_killed_between_it_is_said_again_as_it_was(
+    new_box: Callable[[], Box], centre: AdtServer, point: str
+) -> None:
+    box = new_box()
+    with opened(config.load(box.config)) as store:
+        announced(store, pacs(store, centre.port))
+    node = Node(box)
+    node.launch("scp", ("--kill-at", f"{point}:1"))
+    assert node.wait("scp") == -signal.SIGKILL
+    with opened(config.load(box.config)) as store, telling(store):
+        until(all_are(store, "sent"), "it is told")
+    assert len(centre.heard) == (2 if point == "announcement.told" else 1)
+    assert len(set(centre.heard)) == 1

@@ -91,7 +91,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield one
 
 
-def add(store: Store, port: int, title: str = "RIS") -> None:
+def add(store: Store, port: int, title: str = "RIS", character_set: str = "") -> None:
     with store.db.write() as tx:
         sources.add(
             tx,
@@ -99,7 +99,7 @@ def add(store: Store, port: int, title: str = "RIS") -> None:
             title=title,
             host="127.0.0.1",
             port=port,
-            schedule=sources.Schedule(),
+            schedule=sources.Schedule(character_set=character_set),
             actor="test",
         )
 
@@ -131,6 +131,19 @@ def walk_in(store: Store, number: int, **values: str) -> worklist.EntryId:
 def shift(store: Store, number: worklist.EntryId, state: EntryState) -> None:
     with store.db.write() as tx:
         worklist.shift(tx, number, state, actor="test")
+
+
+def test_text_of_a_worklist_that_names_no_character_set(store: Store, ris: Ris) -> None:
+    add(store, ris.port, character_set="ISO_IR 144")
+    unnamed, ascii_said, named = listed(1), listed(2), listed(3, name="山田^太郎")
+    for one in (unnamed, ascii_said):
+        one.PatientName = "Люкceмбypг^Роза".encode("iso8859-5")
+    del unnamed.SpecificCharacterSet
+    ascii_said.SpecificCharacterSet = "ISO_IR 6"
+    ris.answers = [unnamed, ascii_said, named]
+    assert ask(store).words == ""
+    names = {number: one.entry.patient.name for number, one in held(store).items()}
+    assert names == {"A1": "Люкceмбypг^Роза", "A2": "Люкceмбypг^Роза", "A3": "山田^太郎"}
 
 
 def test_entries_come_change_go_and_come_again(store: Store, ris: Ris) -> None:
