@@ -476,6 +476,21 @@ def test_what_an_ae_may_take_is_set_and_listed(node: Node) -> None:
     assert (refused.code, "max_associations" in refused.err) == (65, True)
 
 
+def test_how_an_ae_is_called_is_set_and_its_keys_are_not_shown(node: Node, tmp_path: Path) -> None:
+    node.done("ae", "add", "WS", "--host", "192.0.2.1", "--port", "104")
+    key = tmp_path / "own.key"
+    key.write_text("-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n")
+    said = node.done("ae", "set", "WS", "--call", "tls=1", "--call", f"private_key=@{key}")
+    assert "secret" not in said
+    (one,) = node.data("ae", "list")
+    assert (one["tls"], one["private_key"], one["authority"]) == (1, "set", "")
+    for wrong in ("tls=2", "authority=x", "colour=red", "tls"):
+        assert node("ae", "set", "WS", "--call", wrong).code == 65
+    assert node("ae", "set", "NOBODY", "--call", "tls=1").code == 66
+    node.done("ae", "set", "WS", "--call", "tls=0", "--call", "private_key=")
+    assert [(one["tls"], one["private_key"]) for one in node.data("ae", "list")] == [(0, "")]
+
+
 def test_a_destination_is_reached_by_c_store_or_by_an_address(node: Node) -> None:
     node.done("destination", "add", "web", "--url", "https://pacs.example:8443/dicom-web/")
     (one,) = node.data("destination", "list")

@@ -137,9 +137,10 @@ def rebuild(session: Session, *, recovery_key_stdin: bool) -> None:
     key = recovery_key(sys.stdin.readline()) if recovery_key_stdin else None
     result = rebuilding.rebuild(session.config(), key)
     lines = [
-        f"{result.instances} instances are back",
+        f"{result.instances} instances are back, {result.corrected} of them corrected by an order",
         f"First login     {result.user} / {result.password} (once; then choose your own)",
-        "AE titles, destinations, rules and users have to be entered again.",
+        "Lost with the old index:",
+        *(f"- {words}" for words in rebuilding.LOST),
         *(f"object {name}: {words}" for name, words in result.unreadable.items()),
     ]
     session.say(result, "\n".join(lines))

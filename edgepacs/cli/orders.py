@@ -3,6 +3,7 @@
 import click
 
 from edgepacs.cli.session import ACTOR, Session, command, group
+from edgepacs.custody import text
 from edgepacs.model import MessageState, TwinState
 from edgepacs.orders.mapping import load
 from edgepacs.orders.reception import Reception
@@ -37,14 +38,14 @@ def hl7_show(session: Session, *, message: int) -> None:
         kept = messages.numbered(store.db, message)
         raw = messages.raw(store.db, message)
         entries = messages.entries_of(store.db, message)
-    text = raw.decode("utf-8", "backslashreplace")
-    lines = [_printable(line) for line in text.split("\r")]
+    shown = raw.decode("utf-8", "backslashreplace")
+    lines = [_printable(line) for line in shown.split("\r")]
     told = f"{kept.kind} of {kept.host}: {kept.state} {kept.code} {kept.place} {kept.words}"
     numbers = ", ".join(map(str, entries)) or "none"
     data = {
         **{name: getattr(kept, name) for name in messages.Kept.__slots__},
         "entries": entries,
-        "message": text,
+        "message": shown,
     }
     session.say(data, "\n".join([_printable(told), f"entries: {numbers}", "", *lines]))
 
@@ -77,6 +78,7 @@ def hl7_replay(session: Session, *, message: int) -> None:
 @click.option("--stale", default=sources.STALE_SECONDS, show_default=True, help="Seconds.")
 @click.option("--days", default=sources.DAYS, show_default=True, help="So far ahead.")
 @click.option("--modality", default="", help="Only these, with a comma between.")
+@click.option("--character-set", default="", help="Of answers that name none, as ISO_IR 144.")
 def source_add(  # noqa: PLR0913  what there is to say of one
     session: Session,
     *,
@@ -89,10 +91,17 @@ def source_add(  # noqa: PLR0913  what there is to say of one
     stale: int,
     days: int,
     modality: str,
+    character_set: str,
 ) -> None:
     """Ask a worklist every --interval; its copy is called stale when it is older than --stale."""
     words = "\\".join(word.strip().upper() for word in modality.split(",") if word.strip())
-    schedule = sources.Schedule(interval=interval, stale=stale, days=days, modality=words)
+    schedule = sources.Schedule(
+        interval=interval,
+        stale=stale,
+        days=days,
+        modality=words,
+        character_set=text.checked(character_set),
+    )
     with session.store() as store:
         with store.db.write() as tx:
             sources.add(

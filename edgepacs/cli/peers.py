@@ -13,6 +13,7 @@ from edgepacs.errors import InvalidValue
 from edgepacs.model import Service
 from edgepacs.store import destinations, peers, terms, usage
 from edgepacs.store.destinations import Destination
+from edgepacs.store.peers import KnownAE
 from edgepacs.store.usage import Forecast
 
 _ae = group("ae", "AE titles that may call.")
@@ -59,17 +60,35 @@ def ae_add(
     metavar="WHAT",
     help="Of the worklist: station=AET, modality=CT, each again for more; or all.",
 )
+@click.option(
+    "--call",
+    "called",
+    multiple=True,
+    metavar="SETTING=VALUE",
+    help="How it is called: tls=1, and authority, certificate or private_key=@PATH.",
+)
 @_with_allowance
-def ae_set(session: Session, *, title: str, sees: tuple[str, ...], **most: int | None) -> None:
-    """Say how much an AE title may take, and what of the worklist it sees; the rest stays."""
+def ae_set(
+    session: Session,
+    *,
+    title: str,
+    sees: tuple[str, ...],
+    called: tuple[str, ...],
+    **most: int | None,
+) -> None:
+    """Say what an AE title may take, what of the worklist it sees, how it is called from here."""
+    if not _said(most) and not sees and not called:
+        raise InvalidValue("ae set", f"none of sees, call, {', '.join(most)} was given")
+    calling = dict(_setting(one) for one in called)
     with session.store() as store, store.db.write() as tx:
-        if not _said(most) and not sees:
-            raise InvalidValue("ae set", f"none of sees, {', '.join(most)} was given")
         if _said(most):
             peers.allow(tx, title, peers.Allowance(**most), actor=ACTOR)
         if sees:
             peers.show(tx, title, **_seen(sees), actor=ACTOR)
-    said: dict[str, Any] = {**_said(most), **({"sees": list(sees)} if sees else {})}
+        if calling:
+            peers.call(tx, title, calling, actor=ACTOR)
+    lists = {"sees": list(sees), "call": sorted(calling)}
+    said: dict[str, Any] = {**_said(most), **{name: one for name, one in lists.items() if one}}
     words = ", ".join(f"{name} {value}" for name, value in said.items())
     session.say({"title": title, **said}, f"{title}: {words}")
 
@@ -109,8 +128,8 @@ def ae_list(session: Session, *, refused: bool) -> None:
             session.table(peers.refused(store.db), columns)
         else:
             seen = ("sees_stations", "sees_modalities")
-            known = ("title", "host", "port", "services", *peers.Allowance.__slots__, *seen)
-            session.table(peers.known_aes(store.db), known)
+            known = ("title", "host", "port", "services", *peers.Allowance.__slots__, *seen, "tls")
+            session.table([_without_secrets(one) for one in peers.known_aes(store.db)], known)
 
 
 @command(_ae, "remove")
@@ -159,20 +178,21 @@ def destination_add(
 def destination_list(session: Session) -> None:
     """List destinations and the state of their lines."""
     with session.store() as store:
-        found = [_without_secrets(one) for one in destinations.every(store.db)]
+        found = [_row(one) for one in destinations.every(store.db)]
     columns = ("name", "transport", "ae_title", "host", "port", "link", "link_ms", "link_note")
     session.table(found, (*columns, "line", "lossy"))
 
 
-def _without_secrets(one: Destination) -> dict[str, Any]:
-    """A destination with `line`, what its line may carry, in words; of secrets, that they are."""
+def _row(one: Destination) -> dict[str, Any]:
+    """A destination without its secrets, with `line`: what its line may carry, in words."""
+    return {**_without_secrets(one), "line": _line_in_words(one)}
+
+
+def _without_secrets(one: Destination | KnownAE) -> dict[str, Any]:
+    """A destination or an AE title by field; of secrets, that they are."""
     shown = dict.fromkeys((*destinations.SECRETS, *destinations.LONG), "set")
-    fields = {name: shown.get(name, value) if value else value for name, value in _fields(one)}
-    return {**fields, "line": _line_in_words(one)}
-
-
-def _fields(one: Destination) -> list[tuple[str, Any]]:
-    return [(name, getattr(one, name)) for name in Destination.__slots__]
+    fields = {name: getattr(one, name) for name in one.__slots__}
+    return {name: shown.get(name, value) if value else value for name, value in fields.items()}
 
 
 def _line_in_words(one: Destination) -> str:
@@ -197,7 +217,7 @@ def destination_show(session: Session, *, name: str, most: int) -> None:
         carried = usage.days(store.db, one.id, most)
         measured = usage.measured(store.db, one.id)
         changes = usage.changes(store.db, one.id, most)
-    settings = _without_secrets(one)
+    settings = _row(one)
     if session.as_json:
         parts = {"forecast": coming, "measured": measured, "usage": carried, "changes": changes}
         session.say({**settings, **parts}, "")

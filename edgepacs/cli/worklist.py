@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,6 @@ def worklist_list(
 
 
 def _day(text: str) -> str:
-    if text == "today":
-        return f"{date.today():%Y%m%d}"  # noqa: DTZ011  of this machine, as the list's dates are
     return entered.entered({"start_date": text}).start_date
 
 
@@ -105,8 +102,9 @@ def worklist_fields(session: Session) -> None:
 def worklist_add(session: Session, *, said: tuple[str, ...], anyway: bool) -> None:
     """Add a walk-in, an emergency or an encounter; `-` reads lines of FIELD=VALUE.
 
-    Needs name and modality. Without a patient_id a temporary one is made, without accession
-    number and admission_id a visit number. Exit code 65 where the patient may be known already.
+    Needs name and modality; start_date may be today. Without a patient_id a temporary one is made,
+    without accession number and admission_id a visit number. Exit code 65 where the patient may be
+    known already.
     """
     entry = entered.entered(_said(said))
     with session.store() as store:

@@ -5,6 +5,7 @@ again. Messages name the row and the field, never what stands there.
 """
 
 import csv
+import difflib
 import hashlib
 import io
 import re
@@ -42,8 +43,8 @@ _LENGTHS = {"SH": 16, "LO": 64, "LT": 10240}  # characters (PS3.5 6.2)
 def entered(said: Mapping[str, str], before: Entry | None = None) -> Entry:
     """The entry that fields by name make, as people write them; else as it was `before`.
 
-    Dates may be written YYYY-MM-DD, times HH:MM, names "Family, Given". Raises InvalidValue,
-    naming the field.
+    Dates may be written YYYY-MM-DD, that of the start `today`, times HH:MM, names "Family, Given".
+    Raises InvalidValue, naming the field.
     """
     for name in said:
         if name not in FIELDS:
@@ -70,7 +71,7 @@ def add(db: Database, entry: Entry, *, actor: str) -> EntryId:
     are found (IHE RAD, Encounter-Based Imaging Workflow). Raises InvalidValue.
     """
     require_enough(entry)
-    now = datetime.fromtimestamp(wall_ms() / 1000).astimezone()
+    now = _now()
     said: dict[str, Any] = {}
     if not entry.start_date:
         said = {"start_date": f"{now:%Y%m%d}", "start_time": entry.start_time or f"{now:%H%M%S}"}
@@ -86,6 +87,10 @@ def add(db: Database, entry: Entry, *, actor: str) -> EntryId:
             key=secrets.token_hex(16),
             actor=actor,
         )
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(wall_ms() / 1000).astimezone()
 
 
 def _normal(name: str, text: str) -> str:
@@ -108,6 +113,11 @@ def _date(name: str, text: str) -> str:
     if not found:
         raise InvalidValue(name, "not a date as YYYY-MM-DD")
     return "".join(found.groups())
+
+
+def _start_date(name: str, text: str) -> str:
+    """A date, of this machine where it is `today`, as the list's dates are."""
+    return f"{_now():%Y%m%d}" if text.lower() == "today" else _date(name, text)
 
 
 def _time(name: str, text: str) -> str:
@@ -167,6 +177,7 @@ _BY_VR: Mapping[str, Callable[[str, str], str]] = {
     "UI": _uid,
 }
 _BY_NAME: Mapping[str, Callable[[str, str], str]] = {
+    "start_date": _start_date,
     "sex": _one_of(_SEXES),
     "laterality": _one_of(_SIDES),
     "pregnancy": _one_of({one: one for one in "1234"}),
@@ -234,14 +245,15 @@ def of_csv(raw: bytes) -> Sequence[Entry]:
     """The entries of a CSV file in UTF-8, whose first row names the fields.
 
     Comma, semicolon or tab stand between values. Raises InvalidValue for the first few rows that
-    are wrong, with their numbers.
+    are wrong, with their numbers, and the line and column of each.
     """
     rows = _rows(_decoded(raw))
-    header = [one.strip().lower().replace(" ", "_") for one in next(rows, [])]
+    _, first = next(rows, (0, []))
+    header = [one.strip().lower().replace(" ", "_") for one in first]
     _require_header(header)
     found: list[Entry] = []
     problems: list[str] = []
-    for number, row in enumerate(rows, 2):
+    for number, (line, row) in enumerate(rows, 2):
         if number > ROWS_MOST + 1:
             raise LimitExceeded(f"file: more than {ROWS_MOST} rows")
         if not any(one.strip() for one in row):
@@ -249,7 +261,7 @@ def of_csv(raw: bytes) -> Sequence[Entry]:
         try:
             found.append(_of_row(header, row))
         except InvalidValue as error:
-            problems.append(f"row {number}: {error}")
+            problems.append(f"row {number}: {error} ({_place(header, line, error.field)})")
             if len(problems) >= _SAID_MOST:
                 break
     if problems:
@@ -268,12 +280,21 @@ def _decoded(raw: bytes) -> str:
     return text
 
 
-def _rows(text: str) -> Iterator[list[str]]:
+def _place(header: Sequence[str], line: int, name: str) -> str:
+    """Where in the file it stands: a value in quotes may go over several lines."""
+    return f"line {line}, column {header.index(name) + 1}" if name in header else f"line {line}"
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the line it begins in."""
     first = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
     try:
-        yield from reader
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
     except csv.Error:
         raise InvalidValue("file", f"line {reader.line_num} is not CSV") from None
 
@@ -283,7 +304,9 @@ def _require_header(header: Sequence[str]) -> None:
         raise LimitExceeded(f"file: more than {_COLUMNS_MOST} columns")
     for place, name in enumerate(header, 1):
         if name not in FIELDS:
-            raise InvalidValue("file", f"column {place} of the first row names no field")
+            near = difflib.get_close_matches(name, FIELDS, 1)
+            meant = f"; {near[0]} may be meant" if near else ""
+            raise InvalidValue("file", f"column {place} of the first row names no field{meant}")
     if len(set(header)) < len(header):
         raise InvalidValue("file", "the first row names a field twice")
     if "name" not in header or "modality" not in header:

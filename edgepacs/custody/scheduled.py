@@ -71,7 +71,7 @@ def _split(value: str, parts: int) -> list[tuple[str, ...]]:
     return [(*one, *[""] * (parts - len(one))) for one in found]
 
 
-_CODE_PLACES = (0x00080100, 0x00080102, 0x00080104)
+CODE_PLACES = (0x00080100, 0x00080102, 0x00080104)  # the parts of a code, as entries have it
 _OTHER_ID_PLACES = (0x00100020, 0x00100021)
 _CODE = _by_tag(
     _place(0x00080100, "SH", 0),  # Code Value
@@ -149,6 +149,17 @@ MODEL = _by_tag(
     _leaf(0x00403001, "LO", "confidentiality"),
 )
 
+# What images of a step say of their order (PS3.3 table 10-9): an item for each step.
+REQUEST = Branch(
+    0x00400275,
+    "",
+    lambda held: (held,),
+    _by_tag(
+        *(MODEL[tag] for tag in (0x00080050, 0x0020000D, 0x00321060, 0x00321064, 0x00401001)),
+        *(STEP[tag] for tag in (0x00400007, 0x00400008, 0x00400009)),
+    ),
+)
+
 
 def _fields(parts: Mapping[int, Part]) -> Iterator[tuple[str, str]]:
     for part in parts.values():
@@ -204,6 +215,6 @@ def _read(parts: Mapping[int, Part], values: Identifier, outer: str) -> dict[str
 def _joined(item: Identifier, branch: Branch, outer: str) -> str:
     """A code or another ID as one text; its parts hold neither ^ nor backslash."""
     written_in = character_set(item, outer)
-    places = _CODE_PLACES if branch.parts is _CODE else _OTHER_ID_PLACES
+    places = CODE_PLACES if branch.parts is _CODE else _OTHER_ID_PLACES
     parts = [text.value(item, tag, written_in) for tag in places]
     return "^".join(one.replace("^", " ").replace("\\", " ") for one in parts).rstrip("^")

@@ -37,6 +37,14 @@ def encodings(character_set: str) -> list[str]:
         raise ValueError(character_set) from error
 
 
+def checked(character_set: str) -> str:
+    """A Specific Character Set as a person says it, '' for none; raises InvalidValue."""
+    terms = [term.strip().upper() for term in character_set.split("\\")]
+    if terms != [""] and not set(terms) - {""} <= _known():
+        raise InvalidValue("character set", "not one of PS3.3 C.12.1.1.2, as ISO_IR 100")
+    return "\\".join(terms)
+
+
 def decoded(raw: bytes, character_set: str, *, person_name: bool) -> str:
     """The text of a value; what its character set does not explain is read as UTF-8."""
     if raw.isascii() and b"\x1b" not in raw:  # the same in every character set

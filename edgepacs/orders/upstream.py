@@ -12,9 +12,9 @@ from datetime import timedelta
 from edgepacs.clock import wall_ms
 from edgepacs.custody import scheduled
 from edgepacs.custody.scheduled import MODEL, STEP_SEQUENCE, Branch, Part
-from edgepacs.dimse import Limits, query, request
+from edgepacs.dimse import Limits, identifier, query, request
 from edgepacs.dimse.contexts import MODALITY_WORKLIST_FIND
-from edgepacs.dimse.identifier import Values
+from edgepacs.dimse.identifier import SPECIFIC_CHARACTER_SET, Identifier, Values
 from edgepacs.errors import EdgePacsError, InvalidValue, PeerError, StorageFault
 from edgepacs.model import EntryOrigin, EntryState
 from edgepacs.store import Store, hours, sources, twins, worklist
@@ -28,6 +28,7 @@ CONNECT_SECONDS = 10.0
 _LIMITS = Limits(stall=30.0, release=2.5)
 _AT_ONCE = 50  # entries of one transaction, so that a modality never waits for all of them
 _BACK_DAYS = 1  # what was to be done yesterday may still be done
+_ASCII = "ISO_IR 6"
 _MODALITY, _START_DATE = 0x00080060, 0x00400002
 
 
@@ -92,7 +93,18 @@ def _heard(store: Store, source: Source) -> Iterator[Entry]:
         for modality in source.modality.split("\\"):
             keys = _keys(MODEL, {_START_DATE: _period(source.days), _MODALITY: modality})
             for found in query.find(association, context, keys, MATCHES_MOST):
-                yield from scheduled.entries_of(found)
+                yield from scheduled.entries_of(_written_in(found, source.character_set))
+
+
+def _written_in(found: Identifier, assumed: str) -> Identifier:
+    """An answer that names no character set beyond ASCII, read as if it named `assumed`.
+
+    It would have to name what it is written in (PS3.4 K.4.1.1.3.2); some do not.
+    """
+    named = identifier.text(found, SPECIFIC_CHARACTER_SET)
+    if not assumed or named not in ("", _ASCII):
+        return found
+    return {**found, SPECIFIC_CHARACTER_SET: assumed.encode()}
 
 
 def _keys(parts: Mapping[int, Part], asked: Mapping[int, str]) -> Values:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from edgepacs.custody.credentials import tls_context
 from edgepacs.dimse import (
     Association,
     Limits,
@@ -182,6 +183,7 @@ class Elsewhere:
                 for one, syntax in self._proposed
             ],
             limits=LIMITS,
+            tls=tls_context(self._destination) if self._destination.tls else None,
             connect_timeout=CONNECT_SECONDS,
         )
 

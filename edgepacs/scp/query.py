@@ -4,9 +4,10 @@ What is found is what could be retrieved: `store.catalogue` says so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from edgepacs.custody import text
+from edgepacs.custody import scheduled, text
+from edgepacs.custody.scheduled import Branch, Leaf, Part
 from edgepacs.dimse import Field, Message, identifier
 from edgepacs.dimse.identifier import (
     QUERY_RETRIEVE_LEVEL,
@@ -23,9 +24,17 @@ from edgepacs.dimse.status import (
     UNRECOGNISED_OPERATION,
 )
 from edgepacs.errors import DatasetMismatch, EdgePacsError, InvalidValue, PeerError
+from edgepacs.model import EntryId
 from edgepacs.scp.conversation import Conversation
-from edgepacs.store import catalogue
-from edgepacs.store.catalogue import ATTRIBUTES, STUDY_DATE, STUDY_TIME, UNIQUE_KEYS, Level
+from edgepacs.store import catalogue, worklist
+from edgepacs.store.catalogue import (
+    ATTRIBUTES,
+    REQUEST,
+    STUDY_DATE,
+    STUDY_TIME,
+    UNIQUE_KEYS,
+    Level,
+)
 from edgepacs.store.incidents import Incident
 from edgepacs.store.matching import Criterion, Period, combined, criterion
 
@@ -130,7 +139,8 @@ class _Question:
         ]
         asked = [tag for tag in self._values if tag not in _WITHOUT_MEANING and tag & 0xFFFF]
         self._keys = [tag for tag in asked if self._supports(tag)]
-        complete = len(self._keys) == len(asked)
+        self._order = _OrderKeys(self._values, self._character_set)
+        complete = len(self._keys) == len(asked) and self._order.supported
         self.pending = PENDING if complete else PENDING_WITHOUT_SOME
 
     def _supports(self, tag: int) -> bool:
@@ -139,21 +149,20 @@ class _Question:
 
     def query(self) -> catalogue.Query:
         """What is to be found; raises DatasetMismatch for what cannot be asked."""
-        asked = {tag: self._text(tag) for tag in self._keys}
+        asked = {
+            tag: _text(self._values, tag, self._character_set)
+            for tag in self._keys
+            if tag != REQUEST
+        }
         if not self._negotiated.relational:
             self._require_hierarchy(asked)
         period = self._period(asked)
         if period is not None:
             del asked[STUDY_DATE], asked[STUDY_TIME]
-        criteria = {tag: _criterion(tag, value) for tag, value in asked.items()}
+        criteria = {tag: _criterion(ATTRIBUTES[tag].vr, tag, value) for tag, value in asked.items()}
         met = {tag: one for tag, one in criteria.items() if one is not None}
-        return catalogue.Query(level=self._level, criteria=met, period=period)
-
-    def _text(self, tag: int) -> str:
-        try:
-            return text.value(self._values, tag, self._character_set)
-        except InvalidValue as error:
-            raise DatasetMismatch(str(error), tag=tag) from None
+        order = self._order.criteria if REQUEST in self._keys else {}
+        return catalogue.Query(level=self._level, criteria=met, period=period, order=order)
 
     def _require_hierarchy(self, asked: Mapping[int, str]) -> None:
         """One value for the unique key of each level above (PS3.4 C.4.1.3.1.1)."""
@@ -181,9 +190,95 @@ class _Question:
             _RETRIEVE_AE_TITLE: conversation.store.config.node.ae_title,
             _AVAILABILITY: _ONLINE,
         }
+        known: dict[str, list[Values]] = {"": []}  # what is said of orders, by their numbers
         for row in catalogue.answers(conversation.store.db, self._level, rows, self._keys):
-            values: Values = {**always, **dict(zip(self._keys, row, strict=False))}
+            found = dict(zip(self._keys, row, strict=True))
+            values: Values = {**always, **found}
+            if REQUEST in found:
+                items = self._items(conversation, found[REQUEST], known)
+                values = {**values, REQUEST: items}
             yield identifier.encode(text.encoded(values, self._character_set), self._syntax)
+
+    def _items(
+        self, conversation: Conversation, order: str, known: dict[str, list[Values]]
+    ) -> list[Values]:
+        if order not in known:
+            with conversation.store.db.read() as tx:
+                held = worklist.entry(tx, EntryId(int(order)))
+            known[order] = _said(self._order.wanted, held)
+        return known[order]
+
+
+class _OrderKeys:
+    """Keys on the order, in a Request Attributes Sequence (PS3.4 C.2.2.2.6).
+
+    `wanted` is what to return of it, `criteria` what it must meet, `supported` whether every key
+    is. Raises DatasetMismatch for what cannot be asked.
+    """
+
+    def __init__(self, values: Identifier, character_set: str) -> None:
+        self.criteria: dict[str, Criterion | Mapping[int, Criterion]] = {}
+        self.supported = True
+        self.wanted = self._asked(scheduled.REQUEST, values, character_set)
+
+    def _asked(self, branch: Branch, values: Identifier, outer: str) -> Branch:
+        """What is to be returned of a sequence: all of it where its key has no item, or says none.
+
+        All keys of the one item are to be met by the same item.
+        """
+        items = identifier.items(values, branch.tag)
+        if len(items) > 1:
+            words = f"{identifier.tag_text(branch.tag)}: more than one item in a key"
+            raise DatasetMismatch(words, tag=branch.tag)
+        if not items or not items[0]:
+            return branch
+        item, written_in = items[0], scheduled.character_set(items[0], outer)
+        parts: dict[int, Part] = {}
+        met: dict[int, Criterion] = {}
+        for tag in item:
+            part = branch.parts.get(tag)
+            if isinstance(part, Branch):
+                parts[tag] = self._asked(part, item, written_in)
+            elif part is not None:
+                parts[tag] = part
+                one = _criterion(part.vr, tag, _text(item, tag, written_in))
+                met |= {} if one is None else {tag: one}
+            elif tag not in _WITHOUT_MEANING and tag & 0xFFFF:
+                self.supported = False
+        return self._meeting(replace(branch, parts=parts), met)
+
+    def _meeting(self, branch: Branch, met: Mapping[int, Criterion]) -> Branch:
+        """Note what is to be met; of codes only those that do are returned."""
+        leaves = {tag: part for tag, part in branch.parts.items() if isinstance(part, Leaf)}
+        if branch.tag == REQUEST:
+            self.criteria |= {leaves[tag].field: one for tag, one in met.items()}
+            return branch
+        if not met:
+            return branch
+        places = scheduled.CODE_PLACES
+        self.criteria[branch.field] = {
+            places.index(tag) if tag in places else len(places): one for tag, one in met.items()
+        }
+        every = branch.items
+        return replace(
+            branch,
+            items=lambda held: [
+                code
+                for code in every(held)
+                if all(one.admits(leaves[tag].read(code)) for tag, one in met.items())
+            ],
+        )
+
+
+def _said(branch: Branch, subject: object) -> list[Values]:
+    """What is wanted of a sequence, item by item."""
+    return [
+        {
+            tag: part.read(item) if isinstance(part, Leaf) else _said(part, item)
+            for tag, part in branch.parts.items()
+        }
+        for item in branch.items(subject)
+    ]
 
 
 def _identifier(message: Message) -> Identifier:
@@ -209,9 +304,16 @@ def _level(values: Identifier, *, by_study: bool) -> Level:
     return levels[said]
 
 
-def _criterion(tag: int, value: str) -> Criterion | None:
+def _text(values: Identifier, tag: int, character_set: str) -> str:
     try:
-        return criterion(ATTRIBUTES[tag].vr, value)
+        return text.value(values, tag, character_set)
+    except InvalidValue as error:
+        raise DatasetMismatch(str(error), tag=tag) from None
+
+
+def _criterion(vr: str, tag: int, value: str) -> Criterion | None:
+    try:
+        return criterion(vr, value)
     except InvalidValue as error:
         raise _unfit(tag, error) from None
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
+from edgepacs.custody.credentials import tls_context
 from edgepacs.dimse import Association, commitment, request
 from edgepacs.dimse.contexts import STORAGE_COMMITMENT_PUSH
 from edgepacs.dimse.status import Category
@@ -108,6 +109,7 @@ def _call(store: Store, one: Pledge) -> Association:
         called=one.ae,
         contexts=[commitment.AS_SCP],
         limits=LIMITS,
+        tls=tls_context(at) if at.tls else None,
         connect_timeout=CONNECT_SECONDS,
     )
 

@@ -6,18 +6,29 @@ found, nor what a rejection note hides, nor anything of a study that is held or 
 
 A patient is Patient ID and issuer, or one study where the ID is empty; what is said of a patient
 is what came with the study received last.
+
+Its order is the one a study was matched with, where the two agree or somebody let them differ.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
 from types import MappingProxyType
 
 from edgepacs.store.db import Database, Transaction
-from edgepacs.store.matching import Clause, Criterion, Name, Pattern, Period, begins, each_of
+from edgepacs.store.matching import (
+    Clause,
+    Criterion,
+    Name,
+    Pattern,
+    Period,
+    begins,
+    each_of,
+    of_parts,
+)
 from edgepacs.store.placing import folded
 
 
@@ -48,6 +59,7 @@ class Attribute:
 PATIENT_NAME, PATIENT_ID = 0x00100010, 0x00100020
 STUDY_DATE, STUDY_TIME = 0x00080020, 0x00080030
 STUDY_UID, SERIES_UID, SOP_UID = 0x0020000D, 0x0020000E, 0x00080018
+REQUEST = 0x00400275  # Request Attributes Sequence
 UNIQUE_KEYS: Mapping[Level, int] = MappingProxyType(
     {
         Level.PATIENT: PATIENT_ID,
@@ -61,6 +73,12 @@ _SERIES_OF = "series WHERE series.study = study.id AND series.instance_count > s
 _INSTANCES_OF = (
     "series AS its CROSS JOIN instance AS one ON one.series = its.id "
     "WHERE its.study = study.id AND one.state = 'stored' AND NOT one.hidden"
+)
+
+# The order of a study, as `store.reconciliation` found it.
+_ORDER = (
+    "reconciliation AS found JOIN worklist AS entry ON entry.id = found.entry "
+    "WHERE (found.flags = '' OR found.kept)"
 )
 
 
@@ -178,6 +196,13 @@ ATTRIBUTES: Mapping[int, Attribute] = MappingProxyType(
                 0x00200060: ("CS", "laterality"),
             },
         ),
+        # answered as the number of the order, whose items are its reader's to make
+        REQUEST: Attribute(
+            vr="SQ",
+            level=Level.SERIES,
+            column=f"IFNULL((SELECT CAST(entry.id AS TEXT) FROM {_ORDER} "  # noqa: S608
+            "AND found.study = study.id), '')",
+        ),
         # of Series Related Instances
         0x00201209: _count(Level.SERIES, "series.instance_count - series.hidden_count"),
         **_plain(
@@ -205,12 +230,14 @@ _NAME_OF_ANY = _NAME.replace("study.", "named.")
 class Query:
     """What is looked for at one level: criteria by tag, all of which must be met.
 
-    `period` is asked of Study Date and Study Time together.
+    `period` is asked of Study Date and Study Time together. `order` is asked of the order: by its
+    field, and of a field that holds codes by the part of a code.
     """
 
     level: Level
     criteria: Mapping[int, Criterion]
     period: Period | None = None
+    order: Mapping[str, Criterion | Mapping[int, Criterion]] = field(default_factory=dict)
 
 
 def find(db: Database, query: Query, most: int) -> list[int]:
@@ -233,6 +260,8 @@ def statement(query: Query, most: int) -> tuple[str, Sequence[str | int]]:
     if query.period is not None:
         columns = ATTRIBUTES[STUDY_DATE].column, ATTRIBUTES[STUDY_TIME].column
         clauses.append(query.period.clause(*columns))
+    if query.order:
+        clauses.append(_ordered(query.order))
     conditions = " AND ".join([_SHOWN[level], *(sql for sql, _ in clauses)])
     read = ", ".join([_ROW[level], *(column for column, _ in names)])
     sql = f"SELECT {read} FROM {_FROM[level]} WHERE {conditions}"  # noqa: S608
@@ -283,6 +312,19 @@ def _clause(tag: int, criterion: Criterion) -> Clause:
         sql, values = criterion.clause(attribute.one)
         return f"EXISTS (SELECT 1 FROM {attribute.gathered} AND {sql})", values  # noqa: S608
     return criterion.clause(attribute.column)
+
+
+def _ordered(wanted: Mapping[str, Criterion | Mapping[int, Criterion]]) -> Clause:
+    """SQL of what there is an order for that meets all of it, found by what indices know best."""
+    clauses = [
+        one.clause(f"entry.{name}")
+        if isinstance(one, Criterion)
+        else of_parts(f"entry.{name}", one)
+        for name, one in wanted.items()
+    ]
+    conditions = " AND ".join([_ORDER, *(sql for sql, _ in clauses)])
+    sql = f"study.id IN (SELECT found.study FROM {conditions})"  # noqa: S608  own names only
+    return sql, tuple(value for _, values in clauses for value in values)
 
 
 # --- names -----------------------------------------------------------------------------------

@@ -20,7 +20,15 @@ from edgepacs.model import (
 )
 from edgepacs.store import audit
 from edgepacs.store.db import Database, Transaction
-from edgepacs.store.peers import AE_ASSOCIATIONS, KnownAE, host_name, is_at, port_number
+from edgepacs.store.peers import (
+    AE_ASSOCIATIONS,
+    KnownAE,
+    host_name,
+    is_at,
+    pem,
+    plain_text,
+    port_number,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +82,6 @@ _DESTINATION = ", ".join(Destination.__slots__)
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 _REPORT_SECONDS = 600  # what one report of a destination may take
-_TEXT_MOST = 64 * 1024  # bytes of one setting; a chain of certificates is shorter
 
 
 def _between(least: int, most: int) -> Callable[[str, str], int]:
@@ -95,18 +102,6 @@ def _one_of(*words: str) -> Callable[[str, str], str]:
     return check
 
 
-def _text(name: str, text: str) -> str:
-    if len(text) > _TEXT_MOST or "\0" in text:
-        raise InvalidValue(name, f"longer than {_TEXT_MOST} characters, or not text")
-    return text
-
-
-def _pem(name: str, text: str) -> str:
-    if text and "-----BEGIN " not in text:
-        raise InvalidValue(name, "not PEM")
-    return _text(name, text)
-
-
 def _url(name: str, text: str) -> str:
     """An address of DICOMweb; plain HTTP stays within this machine, since it hides nothing."""
     if not text:
@@ -123,7 +118,7 @@ def _url(name: str, text: str) -> str:
         raise InvalidValue(name, "credentials belong in token, or user_name and passcode")
     if parts.scheme == "http" and not _within_this_machine(host):
         raise InvalidValue(name, "plain HTTP would show patient data on the line: use https")
-    return _text(name, text).rstrip("/")
+    return plain_text(name, text).rstrip("/")
 
 
 def _adt(name: str, text: str) -> str:
@@ -140,7 +135,7 @@ def _adt(name: str, text: str) -> str:
         raise InvalidValue(name, like)
     if parts.scheme == "mllp" and not _within_this_machine(host):
         raise InvalidValue(name, "plain MLLP would show patient data on the line: use mllps")
-    return _text(name, text)
+    return plain_text(name, text)
 
 
 def _within_this_machine(host: str) -> bool:
@@ -170,13 +165,13 @@ SETTINGS: Mapping[str, Callable[[str, str], str | int]] = {
     "host": lambda _name, text: host_name(text),
     "port": lambda name, text: port_number(int(_between(1, 65535)(name, text))),
     "url": _url,
-    "token": _text,
+    "token": plain_text,
     "tls": _between(0, 1),
-    "authority": _pem,
-    "certificate": _pem,
-    "private_key": _pem,
-    "user_name": _text,
-    "passcode": _text,
+    "authority": pem,
+    "certificate": pem,
+    "private_key": pem,
+    "user_name": plain_text,
+    "passcode": plain_text,
     "proof": _one_of(*ProofWanted),
     "associations": _between(0, 16),
     "kbits": _between(0, 10_000_000),

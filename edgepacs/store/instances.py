@@ -121,6 +121,13 @@ def newest(db: Database) -> int:
         return tx.number("SELECT MAX(id) FROM instance")
 
 
+def corrected(db: Database) -> int:
+    """How many instances stand for a received version, written anew by an order."""
+    with db.read() as tx:
+        sql = "SELECT COUNT(*) FROM instance WHERE corrects IS NOT NULL AND state = 'stored'"
+        return tx.number(sql)
+
+
 def standing(db: Database, draft: Draft) -> ObjectId | None:
     """The object of the version that was received as the same bytes as `draft`, if there is one."""
     with db.read() as tx:

@@ -72,6 +72,23 @@ def _joined(clauses: Sequence[Clause], word: str) -> Clause:
     return f"({sql})", tuple(value for _, values in clauses for value in values)
 
 
+def of_parts(column: str, wanted: Mapping[int, Criterion]) -> Clause:
+    """SQL with its values: whether one of the values of `column`, parts with ^ between, meets all.
+
+    Criteria are by the place of a part; one that is not there is ''.
+    """
+    parts = _split("one.value", "^")
+    sql, values = _joined(
+        [
+            part.clause(f"IFNULL(JSON_EXTRACT({parts}, '$[{place}]'), '')")
+            for place, part in wanted.items()
+        ],
+        "AND",
+    )
+    values_of = _split(column, "\\\\")  # JSON doubles a backslash
+    return _exists(values_of, "one", f"one.value <> '' AND {sql}"), values
+
+
 def criterion(vr: str, text: str) -> Criterion | None:
     """What a key of that VR asks, `text` being its decoded value; None for anything at all.
 

@@ -3,8 +3,8 @@
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from edgepacs.clock import monotonic, wall_ms
 from edgepacs.errors import InvalidValue, NotFound
@@ -18,6 +18,7 @@ _RESOLVED_SECONDS = 300.0  # for so long the addresses of a host name are not as
 _RESOLVED_KEPT = 1024
 AE_ASSOCIATIONS = 16  # what an AE may take unless said: no ordinary modality ever asks for so much
 AE_OBJECT_SECONDS = 3600
+_TEXT_MOST = 64 * 1024  # characters of one setting; a chain of certificates is shorter
 _CODE = re.compile(r"[A-Z0-9 _]{1,16}")  # PS3.5 6.2, VR CS
 _LEAST_AND_MOST: Mapping[str, tuple[int, int]] = {
     "max_associations": (1, 1024),
@@ -33,7 +34,8 @@ class KnownAE:
     It may have `max_associations` open at once; one object may take `max_object_seconds` and hold
     `max_object_mib`, 0 standing for the node's own limit, which none may pass. Of the worklist it
     sees what is for one of `sees_stations`, or for none in particular, and of `sees_modalities`:
-    backslash between them, '' for all.
+    backslash between them, '' for all. With `tls` it is called by TLS: `authority`, `certificate`
+    and `private_key` are PEM, as those of a destination.
     """
 
     title: AETitle
@@ -46,6 +48,10 @@ class KnownAE:
     max_object_seconds: int
     sees_stations: str = ""
     sees_modalities: str = ""
+    tls: int = 0
+    authority: str = field(default="", repr=False)
+    certificate: str = field(default="", repr=False)
+    private_key: str = field(default="", repr=False)
 
     def may(self, service: Service) -> bool:
         """Whether it may use `service`."""
@@ -91,6 +97,26 @@ def host_name(host: str) -> str:
     except UnicodeError:
         raise InvalidValue("host", "not an address or host name") from None
     return text
+
+
+def plain_text(name: str, text: str) -> str:
+    """`text` if it may be the setting `name`; raises InvalidValue."""
+    if len(text) > _TEXT_MOST or "\0" in text:
+        raise InvalidValue(name, f"longer than {_TEXT_MOST} characters, or not text")
+    return text
+
+
+def pem(name: str, text: str) -> str:
+    """`text` if it is empty or looks like PEM; raises InvalidValue."""
+    if text and "-----BEGIN " not in text:
+        raise InvalidValue(name, "not PEM")
+    return plain_text(name, text)
+
+
+def _yes_or_no(name: str, text: str) -> int:
+    if text not in ("0", "1"):
+        raise InvalidValue(name, "not 0 or 1")
+    return int(text)
 
 
 def add_ae(
@@ -158,6 +184,33 @@ def show(
     seen = [*(f"station={name}" for name in stations), *(f"modality={m}" for m in modalities)]
     detail = " ".join([known, *(seen or ["all"])])
     audit.record(tx, actor=actor, act="ae sees", kind="ae", subject=None, detail=detail)
+
+
+CALLED: Mapping[str, Callable[[str, str], str | int]] = {
+    "tls": _yes_or_no,
+    "authority": pem,
+    "certificate": pem,
+    "private_key": pem,
+}
+"""What can be said of how an AE title is called, each with the function that checks it."""
+
+
+def call(tx: Transaction, title: str, settings: Mapping[str, str], *, actor: str) -> None:
+    """Say how an AE title is called from here on; raises NotFound, InvalidValue."""
+    known = ae_title(title)
+    if unknown := settings.keys() - CALLED.keys():
+        raise InvalidValue("setting", f"{min(unknown)!r} is none of {', '.join(CALLED)}")
+    values = {name: CALLED[name](name, settings[name]) for name in CALLED if name in settings}
+    columns = ", ".join(f"{name} = ?" for name in values)
+    if not values or not tx.run(
+        f"UPDATE ae SET {columns} WHERE title = ?",  # noqa: S608  own names
+        *values.values(),
+        known,
+    ):
+        raise NotFound(f"AE title: {known!r} is not known")
+    said = [f"{name}={value}" if name == "tls" else name for name, value in values.items()]
+    detail = " ".join([known, *said])  # certificates are said to have changed, but not how
+    audit.record(tx, actor=actor, act="ae called", kind="ae", subject=None, detail=detail)
 
 
 def remove_ae(tx: Transaction, title: str, *, actor: str) -> None:

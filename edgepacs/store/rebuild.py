@@ -1,7 +1,8 @@
 """Rebuilding the index from objects and keystore.
 
-Patients, studies, series and instances come back from what is sealed with each object. What only
-the index knew does not: AE titles, destinations, rules, users, deliveries, verification.
+Patients, studies, series and instances come back from what is sealed with each object, and with
+them which version stands for which: corrections that were carried out stay so. What only the index
+knew does not come back: see `LOST`.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +19,15 @@ from edgepacs.store.keystore import Keystore, device_key
 from edgepacs.store.vault import Vault
 
 _BATCH = 500
+LOST = (
+    "AE titles, destinations, rules and users, which have to be entered again",
+    "HL7 messages, worklist sources and the worklist; only what its sources still have comes again",
+    "procedure steps, and requests for storage commitment that were not answered yet",
+    "verdicts on studies, which order each was linked with, and corrections that were waiting",
+    "what was sent where, what was waiting to be sent, and what was evicted",
+    "the audit trail before this day",
+)
+"""What does not come back, for people."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +35,7 @@ class Rebuilt:
     """What came back, and what could not be read (object id in hex to reason)."""
 
     instances: int = 0
+    corrected: int = 0  # of them: written anew by an order, and standing for what was received
     unreadable: dict[str, str] = field(default_factory=dict)
     user: str = founding.ADMIN
     password: str = ""
@@ -51,6 +62,7 @@ def rebuild(config: Config, outer_key: bytes | None = None) -> Rebuilt:
         for start in range(0, len(drafts), _BATCH):
             receipts = instances.commit(db, drafts[start : start + _BATCH])
             result.instances += sum(one.outcome is not Outcome.DUPLICATE for one in receipts)
+        result.corrected = instances.corrected(db)
         db.close()
         _remove_database(paths.index)  # a journal left behind belongs to the lost index
         making.rename(paths.index)

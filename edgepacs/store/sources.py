@@ -19,7 +19,7 @@ _BOUNDS = {"interval": (5, 86_400), "stale": (10, 30 * 86_400), "days": (0, 366)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One worklist upstream; the comments of migration 0017 say what the fields mean."""
+    """One worklist upstream; the comments of migrations 0017 and 0023 say what the fields mean."""
 
     name: str
     ae_title: AETitle
@@ -30,6 +30,7 @@ class Source:
     stale_s: int
     days: int
     modality: str
+    character_set: str
     created_ms: int
     tried_ms: int
     as_of_ms: int
@@ -48,12 +49,14 @@ class Schedule:
     """How often a worklist is asked, from when its copy is stale, how many days ahead it is asked.
 
     `modality` narrows what is asked for; '' for all, else with a backslash between.
+    `character_set` is the Specific Character Set (0008,0005) of answers that name none.
     """
 
     interval: int = INTERVAL_SECONDS
     stale: int = STALE_SECONDS
     days: int = DAYS
     modality: str = ""
+    character_set: str = ""
 
 
 _SOURCE = f"SELECT {', '.join(Source.__slots__)} FROM worklist_source "  # noqa: S608  own names
@@ -79,12 +82,15 @@ def add(
             raise InvalidValue(key, f"{value} is not between {least} and {most}")
     tx.run(
         "INSERT INTO worklist_source (name, ae_title, host, port, tls, interval_s, stale_s, days, "
-        "modality, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+        "modality, character_set, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET "
         "ae_title = excluded.ae_title, host = excluded.host, port = excluded.port, "
         "tls = excluded.tls, interval_s = excluded.interval_s, stale_s = excluded.stale_s, "
-        "days = excluded.days, modality = excluded.modality, tried_ms = 0",
+        "days = excluded.days, modality = excluded.modality, "
+        "character_set = excluded.character_set, tried_ms = 0",
         *(name, ae_title(title), host_name(host), port_number(port), tls),
-        *(schedule.interval, schedule.stale, schedule.days, schedule.modality, wall_ms()),
+        *(schedule.interval, schedule.stale, schedule.days, schedule.modality),
+        *(schedule.character_set, wall_ms()),
     )
     audit.record(
         tx, actor=actor, act="worklist source added", kind="source", subject=None, detail=name

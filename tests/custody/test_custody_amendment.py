@@ -281,7 +281,8 @@ def test_a_lost_index_comes_back_with_what_was_corrected(store: Store) -> None:
     config_path = config.data_dir / "index.db"
     for path in config_path.parent.glob("index*"):
         path.unlink()
-    assert rebuild.rebuild(config).instances == 4
+    rebuilt = rebuild.rebuild(config)
+    assert (rebuilt.instances, rebuilt.corrected) == (4, 2)
     with_new_index = Store.open(config)
     try:
         assert versions(with_new_index, "1.1") == ["superseded", "stored"]

@@ -12,9 +12,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from store.making import opened_store
 
+from edgepacs import clock
 from edgepacs.custody import entered
 from edgepacs.errors import EdgePacsError, InvalidValue, LimitExceeded
-from edgepacs.store import Store, worklist
+from edgepacs.store import Store, hours, worklist
 from edgepacs.store.worklist import Entry, Held
 
 HEAD = "patient_id,name,modality"
@@ -40,6 +41,7 @@ def held(store: Store) -> list[Held]:
         ("start_time", "09:30", "093000"),
         ("start_time", "093015", "093015"),
         ("birth_date", "31.1.1960", None),
+        ("birth_date", "today", None),
         ("birth_date", "1960-02-31x", None),
         ("sex", "female", "F"),
         ("sex", "X", None),
@@ -98,6 +100,10 @@ def test_csv_is_taken_in_and_again_brings_up_to_date(store: Store) -> None:
         (b"patient_id,name,modality\nP1,M\xfcller,CT\n", "neither a DICOM file nor text in UTF-8"),
         (b"patient_id,name,modality\nP1,a\0b,CT\n", "binary"),
         (b"patient_id,name,modality,owner\n", "column 4"),
+        (
+            b"patient_id,name,modality,Birthdate\n",
+            "column 4 of the first row names no field; birth",
+        ),
         (b"patient_id,name,modality,name\n", "twice"),
         (b"patient_id,name\nP1,Doe\n", "at least name and modality"),
         (b"patient_id,name,modality\nP1,Doe\n", "row 2: row: has 2 values, not 3"),
@@ -118,6 +124,23 @@ def test_hostile_csv_is_refused_whole(store: Store, raw: bytes, words: str) -> N
     assert "Doe" not in str(refused.value)
     assert len(str(refused.value)) < 500
     assert held(store) == []
+
+
+def test_what_is_wrong_in_a_file_is_said_by_line_and_column(store: Store) -> None:
+    raw = f'{HEAD},comments\nP1,Doe,CT,"one\ntwo"\nP2,Doe,C/T,\nP3,Doe\n'.encode()
+    with pytest.raises(InvalidValue) as refused:
+        entered.take_in(store.db, raw, actor="mara")
+    first, second = str(refused.value).split("; ")
+    assert first.startswith("file: row 3: modality: ")
+    assert first.endswith("(line 4, column 3)")
+    assert second == "row 4: row: has 2 values, not 4 (line 5)"
+
+
+def test_a_start_may_be_today() -> None:
+    before = hours.day_of(clock.wall_ms() / 1000)
+    said = entered.entered({"start_date": "Today"}).start_date
+    after = hours.day_of(clock.wall_ms() / 1000)  # midnight may come between
+    assert said in {f"{before:%Y%m%d}", f"{after:%Y%m%d}"}
 
 
 def test_one_bad_row_keeps_all_others_out(store: Store) -> None:

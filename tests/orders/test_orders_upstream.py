@@ -137,13 +137,13 @@ def test_text_of_a_worklist_that_names_no_character_set(store: Store, ris: Ris) 
     add(store, ris.port, character_set="ISO_IR 144")
     unnamed, ascii_said, named = listed(1), listed(2), listed(3, name="山田^太郎")
     for one in (unnamed, ascii_said):
-        one.PatientName = "Люкceмбypг^Роза".encode("iso8859-5")
+        one.PatientName = "Люксембург^Роза".encode("iso8859-5")
     del unnamed.SpecificCharacterSet
     ascii_said.SpecificCharacterSet = "ISO_IR 6"
     ris.answers = [unnamed, ascii_said, named]
     assert ask(store).words == ""
     names = {number: one.entry.patient.name for number, one in held(store).items()}
-    assert names == {"A1": "Люкceмбypг^Роза", "A2": "Люкceмбypг^Роза", "A3": "山田^太郎"}
+    assert names == {"A1": "Люксембург^Роза", "A2": "Люксембург^Роза", "A3": "山田^太郎"}
 
 
 def test_entries_come_change_go_and_come_again(store: Store, ris: Ris) -> None:
