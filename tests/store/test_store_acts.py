@@ -79,11 +79,8 @@ def test_only_what_one_may_release_is_released(store: Store, pacs: int) -> None:
         put(store, number, D.HELD, reason)
     done = acts.release(store.db, ALL, actor="eve", reasons=[HoldReason.PERSON])
     assert done.changed == 1
-    assert done.unchanged == {
-        f"held: {HoldReason.UNVERIFIED.meaning}": 1,
-        f"held: {HoldReason.STUDY.meaning}": 1,
-        f"held: {HoldReason.ORDER.meaning}": 1,
-    }
+    others = set(HoldReason) - {HoldReason.PERSON}
+    assert done.unchanged == {f"held: {reason.meaning}": 1 for reason in others}
 
 
 def test_an_act_takes_lists_and_states(store: Store, pacs: int) -> None:
