@@ -179,7 +179,7 @@ def test_a_survey_of_many_instances_is_quick(store: Store) -> None:
             "transfer_syntax_uid, received_syntax_uid, state, version, CAST(i AS BLOB), "
             "byte_length, sealed_length, received_digest, native_digest, pixel_offset, "
             "instance_number, rows, columns, frames, flags, origin, source, association, "
-            "received_ms, corrects FROM instance, n WHERE id = 1"
+            "received_ms, corrects, hidden FROM instance, n WHERE id = 1"
         )
         tx.run(
             "INSERT INTO delivery (kind, subject, study, destination, state, created_ms, "
