@@ -69,6 +69,23 @@ def modules() -> str:
     return _table(("Module", "What it is"), rows)
 
 
+# --- classes wherever they are written ------------------------------------------------------
+
+
+def _place(kind: type) -> tuple[bool, str, int]:
+    """Where a class is written, whatever was imported: errors.py and model.py come first."""
+    names = list(vars(sys.modules[kind.__module__]))
+    first = kind.__module__ in (errors.__name__, model.__name__)
+    return not first, kind.__module__, names.index(kind.__name__)
+
+
+def _import_all() -> None:
+    """A class is known to its parent only once its module has been imported."""
+    for module in pkgutil.walk_packages(edgepacs.__path__, "edgepacs."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
 # --- words ---------------------------------------------------------------------------------
 
 _Targets = Mapping[model.State, frozenset[model.State]]
@@ -105,8 +122,9 @@ def _targets(table: _Targets, state: model.State) -> str:
 
 def states() -> str:
     """Every State enum with its members, their meanings and what they may become."""
+    _import_all()
     parts = []
-    for kind in model.State.__subclasses__():
+    for kind in sorted(model.State.__subclasses__(), key=_place):
         more = _transitions(kind)
         rows = [
             (f"`{one}`", one.meaning, *(_targets(table, one) for _, table in more)) for one in kind
@@ -122,17 +140,9 @@ def _family(kind: type[errors.EdgePacsError]) -> Iterator[type[errors.EdgePacsEr
         yield from _family(child)
 
 
-def _place(kind: type[errors.EdgePacsError]) -> tuple[bool, str, int]:
-    """Where a class is written: those of errors.py first, then by module, whatever was imported."""
-    names = list(vars(sys.modules[kind.__module__]))
-    return kind.__module__ != errors.__name__, kind.__module__, names.index(kind.__name__)
-
-
 def error_classes() -> list[type[errors.EdgePacsError]]:
     """Every error, parents before children, wherever it is defined."""
-    for module in pkgutil.walk_packages(edgepacs.__path__, "edgepacs."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    _import_all()
     return list(dict.fromkeys(_family(errors.EdgePacsError)))
 
 

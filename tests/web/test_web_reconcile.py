@@ -47,12 +47,12 @@ def test_the_order_is_applied_and_gone_back_from(store: Store, technologist: Per
     assert studies.study(store.db, study).patient_id == "P1"
     assert states(store, study) == ["superseded", "queued"]
     page = technologist.get(f"/studies/{study}/order").text
-    for words in ("Study corrected", "mara", "Roe, Rich", "Back to what was received"):
+    for words in ("Corrected by its order", "mara", "Roe, Rich", "Back to what was received"):
         assert words in page, words
     assert act(technologist, study, "revert") == 303
     assert studies.study(store.db, study).patient_id == "P2"
     assert act(technologist, study, "revert") == 409
-    assert "Correction undone" in technologist.get(f"/studies/{study}/order").text
+    assert "Back to what was received" in technologist.get(f"/studies/{study}/order").text
 
 
 def test_it_is_kept_and_decided_again(store: Store, technologist: Person) -> None:
